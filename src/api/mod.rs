@@ -1,0 +1,54 @@
+//! What users write and read: the custom resources, field by field, and nothing else. Conversion
+//! into the domain's values is in [`convert`]; after it nothing is checked again.
+
+pub mod condition;
+pub mod convert;
+pub mod v1alpha1;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+
+/// The API group of every kind.
+pub const GROUP: &str = "claviger.dev";
+
+/// Label on every object whose content Claviger keeps; its value says what kind of content.
+pub const CONTENT_LABEL: &str = "claviger.dev/content";
+/// [`CONTENT_LABEL`] of an app's key store.
+pub const CONTENT_KEYS: &str = "function-keys";
+/// [`CONTENT_LABEL`] of a client's Secret.
+pub const CONTENT_COPIES: &str = "function-key-copies";
+
+/// Annotation of an app's key store: the ledger ([`crate::domain::ledger::Ledger`]).
+pub const LEDGER_ANNOTATION: &str = "claviger.dev/ledger";
+/// Annotation of an app's key store: the sealed second copy ([`crate::domain::seal`]).
+pub const SEALED_ANNOTATION: &str = "claviger.dev/sealed-copy";
+/// Annotation of a client's Secret: the copies ([`crate::domain::ledger::Copies`]).
+pub const COPIES_ANNOTATION: &str = "claviger.dev/copies";
+/// Annotation of an object that Claviger made: it may go when nothing of ours is left in it.
+pub const CREATED_ANNOTATION: &str = "claviger.dev/created";
+
+/// Annotation of a `FunctionKey`: turn the key at this time (RFC 3339).
+pub const ROTATE_AT_ANNOTATION: &str = "claviger.dev/rotate-at";
+/// Annotation of a `FunctionKey`: revoke the key at this time (RFC 3339).
+pub const REVOKE_AT_ANNOTATION: &str = "claviger.dev/revoke-at";
+/// Annotation of a workload's pod template: when Claviger last restarted it. The only field of a
+/// workload that Claviger writes.
+pub const RESTARTED_AT_ANNOTATION: &str = "claviger.dev/restarted-at";
+
+/// The custom resource definitions, in a stable order.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    vec![v1alpha1::FunctionKey::crd()]
+}
+
+/// The custom resource definitions as one YAML stream.
+///
+/// # Errors
+/// Never in practice: the definitions are fixed when Claviger is compiled.
+pub fn crds_yaml() -> Result<String, serde_saphyr::ser::Error> {
+    let mut yaml = String::new();
+    for crd in crds() {
+        yaml.push_str("---\n");
+        yaml.push_str(&serde_saphyr::to_string(&crd)?);
+    }
+    Ok(yaml)
+}

@@ -1,0 +1,120 @@
+//! The command line, as typed by the user.
+
+pub mod key;
+pub mod plugin;
+
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::telemetry::LogFormat;
+
+/// Keeps an organisation's keys in Kubernetes: mints, stores, rotates, hands out and guards them.
+#[derive(Debug, Parser)]
+#[command(name = "claviger", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `claviger` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller: bring about what the resources of the cluster declare.
+    Controller(ControllerArgs),
+    /// Print the custom resource definitions as YAML.
+    Crds,
+    /// Make and check key values, without a cluster.
+    Key(key::KeyArgs),
+    /// Revoke the key of a FunctionKey now: no earlier value stays valid, clients get the new one at once.
+    Revoke(plugin::TriggerArgs),
+    /// Turn the key of a FunctionKey now; the previous value stays valid for the overlap.
+    Rotate(plugin::TriggerArgs),
+    /// Run everything in one process: for small clusters and for trying out.
+    Run(ControllerArgs),
+    /// Show where the keys of a namespace stand.
+    Status(plugin::StatusArgs),
+}
+
+/// How the controller runs. Every flag can be given as an environment variable.
+#[derive(Args, Clone, Debug)]
+pub struct ControllerArgs {
+    /// Address of the port for /livez, /readyz and /metrics.
+    #[arg(long, env = "CLAVIGER_ADMIN_ADDRESS", default_value = "0.0.0.0:8081")]
+    pub admin_address: SocketAddr,
+
+    /// Claviger's own namespace: holds the lease of the leader and the seal key.
+    #[arg(
+        long,
+        env = "CLAVIGER_SYSTEM_NAMESPACE",
+        default_value = "claviger-system"
+    )]
+    pub system_namespace: String,
+
+    /// Name of this replica in the leader's lease; a random one when left out.
+    #[arg(long, env = "CLAVIGER_IDENTITY")]
+    pub identity: Option<String>,
+
+    /// Name of the leader's lease.
+    #[arg(
+        long,
+        env = "CLAVIGER_LEASE_NAME",
+        default_value = "claviger-controller"
+    )]
+    pub lease_name: String,
+
+    /// Namespaces to look after, separated by commas; all when left out.
+    #[arg(long, env = "CLAVIGER_NAMESPACES", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+
+    /// How long a Functions host may take to notice a new key in its store; clients get it only then.
+    #[arg(long, env = "CLAVIGER_HOST_RELOAD_DELAY", default_value = "90s", value_parser = span)]
+    pub host_reload_delay: jiff::SignedDuration,
+
+    /// How long to wait for further changes before a workload is restarted.
+    #[arg(long, env = "CLAVIGER_RESTART_DELAY", default_value = "10s", value_parser = span)]
+    pub restart_delay: jiff::SignedDuration,
+
+    /// How many objects are looked at at once.
+    #[arg(long, env = "CLAVIGER_WORKERS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+
+    /// How log lines look.
+    #[arg(long, env = "CLAVIGER_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug or trace, or levels by module.
+    #[arg(long, env = "CLAVIGER_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+fn span(text: &str) -> Result<jiff::SignedDuration, &'static str> {
+    let refusal = "not a duration such as 90s, 2m or 1h";
+    let duration: std::time::Duration = text
+        .parse::<kube::core::Duration>()
+        .map_err(|_| refusal)?
+        .into();
+    if text.starts_with('-') {
+        return Err(refusal);
+    }
+    jiff::SignedDuration::try_from(duration).map_err(|_| refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_those_of_manifests() {
+        assert_eq!(span("90s"), Ok(jiff::SignedDuration::from_secs(90)));
+        assert!(span("-1s").is_err() && span("soon").is_err());
+    }
+}

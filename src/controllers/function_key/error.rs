@@ -1,0 +1,153 @@
+//! What can go wrong in a look, by operation, and what follows from it.
+
+use snafu::Snafu;
+use strum::IntoStaticStr;
+
+use crate::{
+    api::{
+        condition::{Reason, Report, State},
+        convert::{StoreRef, Workload},
+    },
+    controllers::function_key::Item,
+};
+
+/// An operation that failed.
+#[derive(Debug, IntoStaticStr, Snafu)]
+#[snafu(visibility(pub))]
+pub enum Error {
+    /// The custom resource definition could not be read.
+    #[snafu(display("cannot tell whether the FunctionKey definition stands"))]
+    Definition {
+        /// Why.
+        source: kube::Error,
+    },
+    /// An object could not be deleted.
+    #[snafu(display("cannot delete {object}"))]
+    Delete {
+        /// The object.
+        object: StoreRef,
+        /// Why.
+        source: kube::Error,
+    },
+    /// An object could not be read.
+    #[snafu(display("cannot read {object}"))]
+    Read {
+        /// The object.
+        object: StoreRef,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A workload could not be read or restarted.
+    #[snafu(display("cannot restart {}", workload.workload))]
+    Restart {
+        /// The workload.
+        workload: Workload,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A status could not be written.
+    #[snafu(display("cannot write the status of FunctionKey/{name}"))]
+    Status {
+        /// The resource.
+        name: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// An object could not be written.
+    #[snafu(display("cannot write {object}"))]
+    Write {
+        /// The object.
+        object: StoreRef,
+        /// Why.
+        source: kube::Error,
+    },
+}
+
+/// What follows from a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Somebody else wrote meanwhile: look again.
+    Conflict,
+    /// The apiserver says no; it may say yes later.
+    Refused,
+    /// The apiserver cannot answer now.
+    Transient,
+}
+
+impl Error {
+    fn source_error(&self) -> &kube::Error {
+        match self {
+            Self::Definition { source }
+            | Self::Delete { source, .. }
+            | Self::Read { source, .. }
+            | Self::Restart { source, .. }
+            | Self::Status { source, .. }
+            | Self::Write { source, .. } => source,
+        }
+    }
+
+    /// The operation's name, for metrics.
+    pub fn category(&self) -> &'static str {
+        self.into()
+    }
+
+    /// What follows.
+    pub fn class(&self) -> Class {
+        match self.source_error() {
+            kube::Error::Api(status) if status.code == 409 => Class::Conflict,
+            kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
+                Class::Refused
+            }
+            _ => Class::Transient,
+        }
+    }
+
+    /// The failure in words. Only of refusals for lack of rights is the apiserver's own text
+    /// repeated: others may quote what was written.
+    pub fn sentence(&self) -> String {
+        match self.source_error() {
+            kube::Error::Api(status) if status.code == 403 => format!("{self}: {}", status.message),
+            kube::Error::Api(status) => format!(
+                "{self}: the apiserver answered {} {}",
+                status.code, status.reason
+            ),
+            _ => format!("{self}: the apiserver cannot be reached"),
+        }
+    }
+
+    /// What a status says of the failure; nothing of one that passes by itself.
+    pub fn report(&self, reason: Reason) -> Option<Report> {
+        (self.class() == Class::Refused).then(|| Report {
+            state: State::Stalled,
+            reason: if self.is_forbidden() {
+                Reason::Forbidden
+            } else {
+                reason
+            },
+            message: format!(
+                "{}. What was published last stays in place; this is tried again by itself.",
+                self.sentence()
+            ),
+        })
+    }
+
+    fn is_forbidden(&self) -> bool {
+        matches!(self.source_error(), kube::Error::Api(status) if status.code == 403)
+    }
+
+    /// Logs the failure once, as loud as it deserves.
+    pub fn log(&self, item: &Item) {
+        let error = self.sentence();
+        match self.class() {
+            Class::Conflict => {
+                tracing::debug!(?item, error, "somebody else wrote meanwhile; looking again")
+            }
+            Class::Refused => {
+                tracing::error!(?item, error, "refused by the apiserver; trying again later")
+            }
+            Class::Transient => {
+                tracing::warn!(?item, error, "the apiserver did not answer; trying again")
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! When a key turns: a pure function of its policy, its record and the time.
+
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest as _, Sha256};
+
+use crate::domain::ledger::{Marks, Record};
+
+/// The most values that may be valid beside the current one. With the current value that makes
+/// four; a turn that would add one more waits (unless it is a revocation).
+pub const MAX_PREVIOUS: usize = 3;
+
+/// Overlap of a key whose manifest names none; at most half the interval.
+pub const DEFAULT_OVERLAP: SignedDuration = SignedDuration::from_hours(24);
+
+/// A jitter makes a turn earlier by at most this part of the interval.
+const JITTER_PART: i32 = 10;
+
+/// A recorded time this far ahead of the clock means that the clock was wrong when it was
+/// recorded, or is now; less is the ordinary difference between two machines.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(2);
+
+/// How a key turns, as declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// From publication to the next turn; absent: only when asked to.
+    pub interval: Option<SignedDuration>,
+    /// How long the previous value stays valid once its successor has reached every client.
+    pub overlap: SignedDuration,
+}
+
+impl Policy {
+    /// The policy of a manifest, with what it leaves out filled in.
+    pub fn effective(interval: Option<SignedDuration>, overlap: Option<SignedDuration>) -> Self {
+        let overlap = overlap.unwrap_or_else(|| {
+            interval.map_or(DEFAULT_OVERLAP, |interval| {
+                DEFAULT_OVERLAP.min(interval / 2)
+            })
+        });
+        Self { interval, overlap }
+    }
+
+    /// When a value published at `minted` is due to turn: the interval, less a jitter that is the
+    /// same for the same resource at every look, at most a tenth of the interval and never so
+    /// much that the next turn would fall into the overlap.
+    pub fn due(&self, minted: Timestamp, uid: &str) -> Option<Timestamp> {
+        let interval = self.interval?;
+        let most = (interval / JITTER_PART)
+            .min(interval - self.overlap)
+            .max(SignedDuration::ZERO);
+        let jitter = SignedDuration::from_millis_i128(
+            most.as_millis() * i128::from(spread(uid)) / (1_i128 << 32),
+        );
+        Some(add(minted, interval - jitter))
+    }
+}
+
+/// A number in `0..2^32` that depends on the UID only and is spread evenly over UIDs.
+fn spread(uid: &str) -> u32 {
+    let hash = Sha256::digest(uid.as_bytes());
+    u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])
+}
+
+/// What a resource asks for beside its schedule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Triggers {
+    /// `spec.rotation.generation`: raised = turn now.
+    pub generation: i64,
+    /// `spec.rotation.revokeGeneration`: raised = turn now, without overlap.
+    pub revoke_generation: i64,
+    /// Annotation `claviger.dev/rotate-at`.
+    pub rotate_at: Option<Timestamp>,
+    /// Annotation `claviger.dev/revoke-at`.
+    pub revoke_at: Option<Timestamp>,
+}
+
+/// What the triggers and the schedule say at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Turn, keeping the previous value for the overlap.
+    Rotate,
+    /// Turn, keeping nothing.
+    Revoke,
+    /// Nothing before this moment (absent: nothing at all).
+    Wait(Option<Timestamp>),
+}
+
+impl Triggers {
+    /// The marks of a resource that is seen for the first time: nothing it says counts as asked.
+    pub fn baseline(&self) -> Marks {
+        Marks {
+            generation: self.generation,
+            revoke_generation: self.revoke_generation,
+            rotate_at: self.rotate_at,
+            revoke_at: self.revoke_at,
+        }
+    }
+
+    /// The marks once everything that is due at `now` has been acted on. Marks never go back.
+    pub fn handled(&self, marks: &Marks, now: Timestamp) -> Marks {
+        let due = |at: Option<Timestamp>, mark: Option<Timestamp>| match at {
+            Some(at) if at <= now => Some(at).max(mark),
+            _ => mark,
+        };
+        Marks {
+            generation: self.generation.max(marks.generation),
+            revoke_generation: self.revoke_generation.max(marks.revoke_generation),
+            rotate_at: due(self.rotate_at, marks.rotate_at),
+            revoke_at: due(self.revoke_at, marks.revoke_at),
+        }
+    }
+
+    /// Which turn is called for at `now`; a revocation goes before a rotation.
+    pub fn turn(&self, marks: &Marks, due: Option<Timestamp>, now: Timestamp) -> Turn {
+        let ahead = |at: Option<Timestamp>, mark: Option<Timestamp>| {
+            at.filter(|at| mark.is_none_or(|mark| *at > mark))
+        };
+        let revoke_at = ahead(self.revoke_at, marks.revoke_at);
+        let rotate_at = ahead(self.rotate_at, marks.rotate_at);
+        if self.revoke_generation > marks.revoke_generation || revoke_at.is_some_and(|at| at <= now)
+        {
+            return Turn::Revoke;
+        }
+        if self.generation > marks.generation
+            || [rotate_at, due].into_iter().flatten().any(|at| at <= now)
+        {
+            return Turn::Rotate;
+        }
+        Turn::Wait([revoke_at, rotate_at, due].into_iter().flatten().min())
+    }
+}
+
+/// Takes back times that lie ahead of the clock although they record something that has happened:
+/// the clock was ahead when they were written. The key counts as published now, and predecessors
+/// get the whole of what they were promised from now on, never less.
+pub fn rebase(record: &mut Record, overlap: SignedDuration, now: Timestamp) {
+    let horizon = add(now, CLOCK_TOLERANCE);
+    if record.minted <= horizon
+        && record
+            .distributed
+            .is_none_or(|at| at <= horizon.max(record.shown))
+    {
+        return;
+    }
+    let wait = record
+        .shown
+        .duration_since(record.minted)
+        .max(SignedDuration::ZERO);
+    record.minted = record.minted.min(now);
+    record.shown = record.shown.min(add(now, wait));
+    record.distributed = record.distributed.map(|at| at.min(record.shown.max(now)));
+    record.revoked = record.revoked.map(|at| at.min(now));
+    let latest = add(add(now, wait), overlap);
+    for previous in &mut record.previous {
+        previous.retires = previous.retires.map(|at| at.min(latest));
+    }
+}
+
+/// `at + span`, staying within what a timestamp can hold.
+pub fn add(at: Timestamp, span: SignedDuration) -> Timestamp {
+    at.checked_add(span).unwrap_or(Timestamp::MAX)
+}

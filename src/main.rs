@@ -1,0 +1,113 @@
+//! The `claviger` binary: parses, builds, joins.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use claviger::{
+    api,
+    cli::{
+        Cli, Command, ControllerArgs, key,
+        plugin::{self, Trigger},
+    },
+    clock, runtime, telemetry,
+};
+
+fn main() -> ExitCode {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        return fail("another crypto provider is installed already");
+    }
+    let cli = Cli::try_parse()
+        .map_err(key::without_values)
+        .unwrap_or_else(|error| error.exit());
+    match cli.command {
+        Command::Key(args) => key::run(
+            args,
+            io::stdin().lock(),
+            io::stdout().lock(),
+            io::stderr(),
+            |bytes| getrandom::fill(bytes).map_err(io::Error::from),
+        ),
+        Command::Crds => print_crds(),
+        Command::Controller(args) | Command::Run(args) => controller(args),
+        Command::Rotate(args) => ask(async |client| {
+            plugin::trigger(
+                client,
+                &args,
+                Trigger::Rotate,
+                clock::now(),
+                &mut io::stdout(),
+            )
+            .await
+        }),
+        Command::Revoke(args) => ask(async |client| {
+            plugin::trigger(
+                client,
+                &args,
+                Trigger::Revoke,
+                clock::now(),
+                &mut io::stdout(),
+            )
+            .await
+        }),
+        Command::Status(args) => {
+            ask(async |client| plugin::status(client, &args, &mut io::stdout()).await)
+        }
+    }
+}
+
+fn controller(args: ControllerArgs) -> ExitCode {
+    if let Err(error) = telemetry::start(args.log_format, &args.log_level) {
+        return fail(error);
+    }
+    run(async {
+        runtime::controller(args)
+            .await
+            .map_err(|error| snafu::Report::from_error(error).to_string())
+    })
+}
+
+fn ask(what: impl AsyncFnOnce(kube::Client) -> Result<(), plugin::Error>) -> ExitCode {
+    run(async {
+        let client = runtime::client()
+            .await
+            .map_err(|error| snafu::Report::from_error(error).to_string())?;
+        what(client)
+            .await
+            .map_err(|error| snafu::Report::from_error(error).to_string())
+    })
+}
+
+fn run(what: impl Future<Output = Result<(), String>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    match runtime
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(what))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error),
+    }
+}
+
+fn print_crds() -> ExitCode {
+    let printed = api::crds_yaml()
+        .map_err(|error| error.to_string())
+        .and_then(|yaml| {
+            io::stdout()
+                .write_all(yaml.as_bytes())
+                .map_err(|error| error.to_string())
+        });
+    printed.map_or_else(fail, |()| ExitCode::SUCCESS)
+}
+
+fn fail(error: impl std::fmt::Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "claviger: {}", error.to_string().trim_end());
+    ExitCode::FAILURE
+}

@@ -1,0 +1,285 @@
+//! Joins the parts into a running process, and takes it down in order.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::{
+    Client, Config,
+    runtime::events::{Recorder, Reporter},
+};
+use snafu::{ResultExt, Snafu};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use crate::{
+    admin::{self, Watched},
+    api::condition::READY,
+    cli::ControllerArgs,
+    controllers::{
+        context::{Context, Settings},
+        function_key::{self, cache::Cache, watch::Progress},
+        queue::Queue,
+    },
+    k8s::{object::Objects, seal_key},
+    leader::Candidate,
+    metrics::{Census, Metrics},
+};
+
+/// How long a stop waits for looks under way.
+const DRAIN: Duration = Duration::from_secs(20);
+const SEAL_KEY_RETRY: Duration = Duration::from_secs(2);
+
+/// The process cannot start, or has to end.
+#[derive(Debug, Snafu)]
+pub enum Error {
+    /// The admin port is taken.
+    #[snafu(display("cannot serve the admin address"))]
+    Admin {
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No apiserver is configured.
+    #[snafu(display("no cluster is configured: run inside one, or set KUBECONFIG"))]
+    Configure {
+        /// Why.
+        source: kube::config::InferConfigError,
+    },
+    /// The client cannot be built.
+    #[snafu(display("cannot make a client for the apiserver"))]
+    Connect {
+        /// Why.
+        source: kube::Error,
+    },
+    /// Another replica leads now.
+    #[snafu(display("leadership was lost; the process ends so that nothing half-done goes on"))]
+    Deposed,
+    /// Signals cannot be received.
+    #[snafu(display("cannot listen for signals"))]
+    Signals {
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A client for the apiserver. Failed requests are not repeated by the client: the queue does that,
+/// with what is true by then.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn client() -> Result<Client, Error> {
+    let mut config = Config::infer().await.context(ConfigureSnafu)?;
+    config.default_retry = false;
+    Client::try_from(config).context(ConnectSnafu)
+}
+
+/// Runs the controller until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let client = client().await?;
+    let identity = args.identity.clone().unwrap_or_else(random_identity);
+    let metrics = Arc::new(Metrics::default());
+    let (leads, leading) = watch::channel(false);
+
+    let Some(seal_key) = obtain_seal_key(&client, &args, &stop).await else {
+        return Ok(());
+    };
+    let (queue, requests) = Queue::new();
+    let context = Arc::new(Context {
+        objects: Objects::new(client.clone()),
+        cache: Cache::default(),
+        queue,
+        recorder: Recorder::new(
+            client.clone(),
+            Reporter {
+                controller: "claviger.dev/controller".to_owned(),
+                instance: Some(identity.clone()),
+            },
+        ),
+        metrics: Arc::clone(&metrics),
+        seal_key,
+        settings: settings(&args),
+        client: client.clone(),
+    });
+    let progress = function_key::watch::start(&context);
+    let admin = tokio::spawn(admin::serve(
+        args.admin_address,
+        watched(&context, &progress),
+        stop.clone(),
+    ));
+    let candidate = Candidate::new(
+        client,
+        &args.system_namespace,
+        args.lease_name.clone(),
+        identity,
+    );
+    // The lease is given up only after the last look is over.
+    let resign = CancellationToken::new();
+    let election = tokio::spawn(candidate.stand(leads, resign.clone()));
+
+    let outcome = lead(&context, requests, &progress, leading, &stop).await;
+    stop.cancel();
+    resign.cancel();
+    let _ = election.await;
+    match admin.await {
+        Ok(Err(source)) => Err(source).context(AdminSnafu),
+        _ => outcome,
+    }
+}
+
+/// Waits for leadership and full caches, then does the work.
+async fn lead(
+    context: &Arc<Context>,
+    requests: crate::controllers::queue::Requests<function_key::Item>,
+    progress: &Progress,
+    mut leading: watch::Receiver<bool>,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let elected = async {
+        // An error means that the candidate is gone, which it is only after a stop.
+        let _ = leading.wait_for(|leads| *leads).await;
+        progress.filled().await;
+    };
+    tokio::select! {
+        () = elected => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    tracing::info!("leading");
+    context.metrics.leads(true);
+    let work = CancellationToken::new();
+    let mut working = tokio::spawn(function_key::run(
+        Arc::clone(context),
+        requests,
+        work.clone(),
+    ));
+    let deposed = leading.wait_for(|leads| !*leads);
+    let outcome = tokio::select! {
+        _ = deposed => {
+            // Whatever is under way is cut off: somebody else may be at it already.
+            working.abort();
+            return DeposedSnafu.fail();
+        }
+        () = stop.cancelled() => Ok(()),
+    };
+    tracing::info!("stopping; looks under way are finished first");
+    work.cancel();
+    if tokio::time::timeout(DRAIN, &mut working).await.is_err() {
+        working.abort();
+    }
+    context.metrics.leads(false);
+    outcome
+}
+
+async fn obtain_seal_key(
+    client: &Client,
+    args: &ControllerArgs,
+    stop: &CancellationToken,
+) -> Option<crate::domain::seal::SealKey> {
+    let namespace = &args.system_namespace;
+    loop {
+        let mut random = Zeroizing::new([0_u8; 32]);
+        getrandom::fill(random.as_mut_slice())
+            .expect("the operating system's random source never fails once it is seeded");
+        match seal_key::obtain(client, namespace, random).await {
+            Ok(key) => return Some(key),
+            Err(error) => {
+                tracing::error!(error = %snafu::Report::from_error(&error).to_string().trim(), "waiting for the seal key");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SEAL_KEY_RETRY) => {}
+            () = stop.cancelled() => return None,
+        }
+    }
+}
+
+fn settings(args: &ControllerArgs) -> Settings {
+    Settings {
+        system_namespace: args.system_namespace.clone(),
+        namespaces: args
+            .namespaces
+            .iter()
+            .filter(|namespace| !namespace.is_empty())
+            .cloned()
+            .collect(),
+        host_reload: args.host_reload_delay,
+        restart_delay: args.restart_delay,
+        workers: args.workers.into(),
+    }
+}
+
+fn watched(context: &Arc<Context>, progress: &Progress) -> Watched {
+    let progress = progress.clone();
+    let counted = Arc::clone(context);
+    Watched {
+        metrics: Arc::clone(&context.metrics),
+        missing: Arc::new(move || match progress.left() {
+            0 => Vec::new(),
+            left => vec![format!(
+                "{left} of the caches are still being filled (is the FunctionKey definition installed, and may this ServiceAccount list?)"
+            )],
+        }),
+        census: Arc::new(move || census(&counted)),
+    }
+}
+
+fn census(context: &Context) -> Census {
+    let mut census = Census::default();
+    for declaration in context.cache.lock().declarations() {
+        let status = &declaration.status;
+        if status
+            .conditions
+            .iter()
+            .any(|condition| condition.type_ == READY && condition.status == "True")
+        {
+            census.ready += 1;
+        } else {
+            census.not_ready += 1;
+        }
+        let Some(rotation) = &status.rotation else {
+            continue;
+        };
+        let earliest = |one: Option<jiff::Timestamp>, other: Option<jiff::Timestamp>| {
+            one.into_iter().chain(other).min()
+        };
+        census.oldest = earliest(
+            census.oldest,
+            rotation.minted_at.as_ref().map(|time| time.0),
+        );
+        census.earliest_due = earliest(
+            census.earliest_due,
+            rotation
+                .next_at
+                .as_ref()
+                .map(|time| time.0)
+                .filter(|_| !declaration.suspended),
+        );
+    }
+    census
+}
+
+fn stop_on_signals(stop: CancellationToken) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).context(SignalsSnafu)?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(SignalsSnafu)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}
+
+fn random_identity() -> String {
+    let mut random = [0_u8; 8];
+    getrandom::fill(&mut random)
+        .expect("the operating system's random source never fails once it is seeded");
+    format!("claviger-{:016x}", u64::from_be_bytes(random))
+}
