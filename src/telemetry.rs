@@ -1,7 +1,9 @@
 //! Logs, on standard error.
 
+use std::io::IsTerminal;
+
 use clap::ValueEnum;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt, prelude::*};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -13,18 +15,31 @@ pub enum LogFormat {
     Text,
 }
 
+/// The module of the Kubernetes client that logs the text of answers it cannot read, which may be
+/// a Secret's. It is never heard, whatever the filter says.
+const TELLS_ANSWERS: &str = "kube_client::client";
+
 /// Starts logging. `filter` is a level, or levels by module, as in `info,claviger=debug`.
 ///
 /// # Errors
 /// The filter does not parse, or logging was started before; said in a sentence.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|_| "the log level is not one: write error, warn, info, debug, trace, or levels by module as in info,claviger=debug".to_owned())?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => builder.json().try_init(),
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .try_init(),
-    }
-    .map_err(|error| error.to_string())
+    let wanted = EnvFilter::try_new(filter).map_err(|_| {
+        "the log level is not one: write error, warn, info, debug, trace, or levels by module as \
+         in info,claviger=debug"
+            .to_owned()
+    })?;
+    let discreet = filter_fn(|metadata| metadata.target() != TELLS_ANSWERS);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Json => lines.json().with_filter(discreet).boxed(),
+        LogFormat::Text => {
+            lines.with_ansi(std::io::stderr().is_terminal()).with_filter(discreet).boxed()
+        }
+    };
+    tracing_subscriber::registry()
+        .with(wanted)
+        .with(lines)
+        .try_init()
+        .map_err(|error| error.to_string())
 }

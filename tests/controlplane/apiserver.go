@@ -113,8 +113,9 @@ func writeAuditPolicy(state *state) (string, error) {
 	}
 	policy, err := yaml.Marshal(auditv1.Policy{
 		TypeMeta: metav1.TypeMeta{APIVersion: auditv1.SchemeGroupVersion.String(), Kind: "Policy"},
-		// One line per request, written when it is answered; a watch has one
-		// more, when it begins.
+		// One line per request, written when it is answered (ResponseComplete).
+		// A watch has one more when it begins (ResponseStarted), so count
+		// watches by that one.
 		OmitStages: []auditv1.Stage{auditv1.StageRequestReceived},
 		Rules: []auditv1.PolicyRule{
 			{Level: auditv1.LevelNone, Users: []string{probeUser}},

@@ -1,0 +1,12 @@
+//! Tests against a real control plane (etcd, kube-apiserver and kube-controller-manager, embedded in
+//! a program of ours), with the real binary running under the chart's own ServiceAccount, RBAC and
+//! admission policies.
+//!
+//! Each test has a namespace of its own and runs its own operator in it; the control plane is
+//! shared and ends with the test process.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod support;
+
+mod lifecycle;

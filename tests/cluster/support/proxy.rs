@@ -1,0 +1,130 @@
+//! Something between the operator and the apiserver: counts writes, stops the world at one of them,
+//! answers in the apiserver's stead.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{Method, StatusCode},
+    response::{IntoResponse, Response},
+};
+use kube::{Client, Config};
+
+use super::Cluster;
+
+/// What the proxy does with a request.
+pub(crate) enum Verdict {
+    /// Passes it on and the answer back.
+    Pass,
+    /// Answers in the apiserver's stead.
+    Answer(StatusCode, String),
+    /// Passes it on; the answer never comes back: `then` happens instead.
+    PassThen(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// Does not pass it on: `then` happens instead.
+    Drop(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+/// What the proxy sees of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) query: String,
+}
+
+impl Seen {
+    /// Whether the request changes something that matters (a lease, an event does not).
+    pub(crate) fn writes(&self) -> bool {
+        self.method != Method::GET && !self.path.contains("/leases") && !self.path.contains("/events")
+    }
+}
+
+type Judge = dyn Fn(&Seen) -> Verdict + Send + Sync;
+
+/// A running proxy.
+#[derive(Clone)]
+pub(crate) struct Proxy {
+    pub(crate) url: String,
+    judge: Arc<Mutex<Arc<Judge>>>,
+}
+
+#[derive(Clone)]
+struct Passing {
+    upstream: Client,
+    judge: Arc<Mutex<Arc<Judge>>>,
+}
+
+impl Proxy {
+    /// A proxy that passes everything on.
+    pub(crate) async fn start(cluster: &Cluster) -> Self {
+        let admin = cluster.config().await;
+        // Only the address and the CA: callers bring their own credentials.
+        let mut config = Config::new(admin.cluster_url.clone());
+        config.root_cert = admin.root_cert.clone();
+        config.default_retry = false;
+        config.read_timeout = None;
+        let judge: Arc<Mutex<Arc<Judge>>> = Arc::new(Mutex::new(Arc::new(|_: &Seen| Verdict::Pass)));
+        let passing = Passing { upstream: Client::try_from(config).unwrap(), judge: Arc::clone(&judge) };
+        let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(pass).with_state(passing);
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, judge }
+    }
+
+    /// From now on does with each request what `judge` says.
+    pub(crate) fn judge(&self, judge: impl Fn(&Seen) -> Verdict + Send + Sync + 'static) {
+        *self.judge.lock().unwrap() = Arc::new(judge);
+    }
+}
+
+async fn pass(State(passing): State<Passing>, request: Request) -> Response {
+    let seen = Seen {
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        query: request.uri().query().unwrap_or_default().to_owned(),
+    };
+    let judge = Arc::clone(&*passing.judge.lock().unwrap());
+    match judge(&seen) {
+        Verdict::Pass => forward(&passing.upstream, request).await,
+        Verdict::Answer(code, body) => {
+            (code, [("content-type", "application/json")], body).into_response()
+        }
+        Verdict::PassThen(then) => {
+            forward(&passing.upstream, request).await;
+            then.await;
+            StatusCode::BAD_GATEWAY.into_response()
+        }
+        Verdict::Drop(then) => {
+            then.await;
+            StatusCode::BAD_GATEWAY.into_response()
+        }
+    }
+}
+
+async fn forward(upstream: &Client, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    parts.headers.remove("host");
+    let body = axum::body::to_bytes(body, 16 << 20).await.unwrap();
+    let request = http::Request::from_parts(parts, kube::client::Body::from(body));
+    match upstream.send(request).await {
+        Ok(answer) => answer.map(Body::new),
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}
+
+/// A Status such as the apiserver answers.
+pub(crate) fn status(code: u16, reason: &str, message: &str) -> String {
+    serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "code": code, "reason": reason, "message": message,
+    })
+    .to_string()
+}
