@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# The main job, shown on a control plane of its own: a real etcd, kube-apiserver and
+# kube-controller-manager, the chart installed by Helm, and the operator running under the chart's
+# own ServiceAccount.
+#
+#   demo.sh up     starts everything, shows it, leaves it running
+#   demo.sh down   stops it and removes its state
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+demo=$root/target/demo
+tools=$root/target/tools
+system=claviger-system
+
+bold='' dim='' plain=''
+if [[ -t 1 ]]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; fi
+
+step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+say() { printf '  %s\n' "$*"; }
+show() { # the command, then what it prints
+  printf '  %s$ %s%s\n' "$dim" "$*" "$plain"
+  "$@" 2>&1 | sed 's/^/    /' || true
+}
+die() {
+  printf 'demo: %s\n' "$*" >&2
+  exit 1
+}
+
+# A name that can be typed: kubectl and claviger as on a workstation.
+export KUBECONFIG=$demo/kubeconfig
+PATH=$tools:$demo/bin:$PATH
+
+down() {
+  local name pid
+  for name in claviger controlplane; do
+    if [[ -f $demo/$name.pid ]]; then
+      pid=$(<"$demo/$name.pid")
+      # The number may belong to another process by now: ask for the name as well.
+      if [[ $(ps -p "$pid" -o comm= 2>/dev/null) == "${name:0:15}" ]]; then
+        kill "$pid" 2>/dev/null || true
+        for _ in {1..100}; do
+          kill -0 "$pid" 2>/dev/null || break
+          sleep 0.1
+        done
+        kill -9 "$pid" 2>/dev/null || true
+      fi
+    fi
+  done
+  rm -rf "$demo"
+}
+
+# waits_for WHAT SECONDS COMMAND...
+waits_for() {
+  local what=$1 limit=$2
+  shift 2
+  for ((i = 0; i < limit * 5; i++)); do
+    if "$@" >/dev/null 2>&1; then return; fi
+    sleep 0.2
+  done
+  die "waited $limit s in vain for $what; see $demo/*.log"
+}
+
+value() { # value SECRET ENTRY: what stands there, of a key only enough to tell it from another
+  kubectl -n shop get secret "$1" -o json |
+    python3 -c 'import base64,json,sys
+data = json.load(sys.stdin).get("data", {})
+text = base64.b64decode(data[sys.argv[1]]).decode()
+print(text[:6] + "…" + text[44:48] + "…" if len(text) > 50 else "?")' "$2"
+}
+
+entries() { # the entries of the app's key Secret
+  kubectl -n shop get secret shop-function-keys -o json |
+    python3 -c 'import base64,json,sys
+data = json.load(sys.stdin)["data"]
+for entry in sorted(data):
+    text = base64.b64decode(data[entry]).decode()
+    print(f"    {entry:<42} {text[:6]}…{text[44:48]}…")'
+}
+
+up() {
+  cd "$root"
+  command -v python3 >/dev/null || die "python3 is needed to show values shortened"
+  down
+  mkdir -p "$demo/bin"
+  chmod 700 "$demo"
+
+  step "1. A control plane"
+  say "building claviger (the first time takes some minutes) …"
+  cargo build --quiet --locked
+  ln -sf "$root/target/debug/claviger" "$demo/bin/claviger"
+  ln -sf "$root/target/debug/claviger" "$demo/bin/kubectl-claviger"
+  say "starting etcd, kube-apiserver and kube-controller-manager …"
+  setsid "$tools/controlplane" --dir "$demo/state" --kubeconfig "$demo/kubeconfig" --keep \
+    >"$demo/controlplane.out" 2>"$demo/controlplane.log" </dev/null &
+  echo $! >"$demo/controlplane.pid"
+  waits_for "the control plane" 60 grep -q '^ready' "$demo/controlplane.out"
+  say "it answers at $(sed -n 's/^ready //p' "$demo/controlplane.out")"
+
+  step "2. Claviger, as a cluster gets it"
+  # No kubelet runs here: the operator is started by hand below, with the chart's ServiceAccount.
+  show helm install claviger charts/claviger --namespace "$system" --create-namespace \
+    --set replicaCount=0 --hide-notes
+  kubectl wait --for=condition=established --timeout=30s crd/functionkeys.claviger.dev >/dev/null
+  operator_kubeconfig
+  setsid env -i PATH="$PATH" KUBECONFIG="$demo/operator.kubeconfig" "$demo/bin/claviger" run \
+    --system-namespace "$system" --admin-address 127.0.0.1:"$(free_port)" \
+    --host-reload-delay 3s --restart-delay 1s \
+    >/dev/null 2>"$demo/claviger.log" </dev/null &
+  echo $! >"$demo/claviger.pid"
+  waits_for "the operator to lead" 60 grep -q ' leading' "$demo/claviger.log"
+  say "the operator runs with the rights of ServiceAccount $system/claviger, and no others"
+
+  step "3. Keys are declared; nobody writes a value"
+  show kubectl apply -f examples/
+  kubectl -n shop wait --for=condition=Ready --timeout=60s functionkeys --all >/dev/null
+  show kubectl -n shop get functionkeys
+  say "what the Functions host of the app reads (values shortened):"
+  entries
+  say "what the client reads: ORDERS_KEY = $(value orders-client ORDERS_KEY)"
+
+  step "4. A rotation that nobody notices"
+  show kubectl claviger rotate orders-default --namespace shop
+  waits_for "the new value" 30 has_previous
+  say "both values stand in the app's Secret, so the host accepts both:"
+  entries
+  say "the client still has the old value until every host has surely seen the new one (3 s here, 90 s by default) …"
+  waits_for "the client to get it" 60 overlapping
+  say "now: ORDERS_KEY = $(value orders-client ORDERS_KEY), and its Deployment was restarted at $(restarted)"
+  show kubectl -n shop get functionkey orders-default
+  say "the previous value works until the overlap ends; then it is removed by itself"
+
+  step "5. What is wrong is refused at the door"
+  show kubectl apply -f "examples/refused/overlap-longer-than-interval.yaml"
+  say "and values are checked without a cluster:"
+  printf '  %s$ claviger key mint --scope master | claviger key verify --scope function%s\n' "$dim" "$plain"
+  claviger key mint --scope master | claviger key verify --scope function | sed 's/^/    /' || true
+
+  {
+    echo "export KUBECONFIG='$demo/kubeconfig'"
+    echo "export PATH='$tools:$demo/bin':\"\$PATH\""
+  } >"$demo/env"
+
+  step "Look around"
+  say "source target/demo/env"
+  say "kubectl -n shop get functionkeys -o wide"
+  say "kubectl explain functionkey.spec.rotation"
+  say "kubectl claviger status --namespace shop"
+  say "logs: target/demo/claviger.log"
+  say "stop it with: make demo-down"
+}
+
+has_previous() {
+  kubectl -n shop get secret shop-function-keys -o jsonpath='{.data}' | grep -q previous-
+}
+
+overlapping() {
+  [[ $(kubectl -n shop get functionkey orders-default -o jsonpath='{.status.rotation.phase}') == Overlap && -n $(restarted) ]]
+}
+
+restarted() {
+  kubectl -n shop get deployment web -o jsonpath='{.spec.template.metadata.annotations.claviger\.dev/restarted-at}'
+}
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+# A kubeconfig with a token of the chart's ServiceAccount, for its owner's eyes only.
+operator_kubeconfig() {
+  local token
+  token=$(kubectl -n "$system" create token claviger --duration 24h)
+  (
+    umask 077
+    TOKEN=$token python3 - "$demo/kubeconfig" >"$demo/operator.kubeconfig" <<'PY'
+import json, os, re, sys
+text = open(sys.argv[1]).read()
+server = re.search(r"server: (\S+)", text).group(1)
+ca = re.search(r"certificate-authority-data: (\S+)", text).group(1)
+print(json.dumps({
+    "apiVersion": "v1", "kind": "Config", "current-context": "demo",
+    "clusters": [{"name": "demo", "cluster": {"server": server, "certificate-authority-data": ca}}],
+    "users": [{"name": "demo", "user": {"token": os.environ["TOKEN"]}}],
+    "contexts": [{"name": "demo", "context": {"cluster": "demo", "user": "demo"}}],
+}))
+PY
+  )
+}
+
+case ${1:-} in
+up) up ;;
+down) down ;;
+*) die "say up or down" ;;
+esac

@@ -1,0 +1,7 @@
+//! Tests that need no cluster.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod architecture;
+mod command_line;
+mod generated;
