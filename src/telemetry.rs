@@ -33,9 +33,10 @@ pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Json => lines.json().with_filter(discreet).boxed(),
-        LogFormat::Text => {
-            lines.with_ansi(std::io::stderr().is_terminal()).with_filter(discreet).boxed()
-        }
+        LogFormat::Text => lines
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_filter(discreet)
+            .boxed(),
     };
     tracing_subscriber::registry()
         .with(wanted)

@@ -311,7 +311,8 @@ pub fn render_duration(span: SignedDuration) -> String {
     let mut text = String::new();
     for (count, unit) in [(hours, 'h'), (minutes, 'm'), (seconds, 's')] {
         if count > 0 {
-            text.push_str(&format!("{count}{unit}"));
+            text.push_str(&count.to_string());
+            text.push(unit);
         }
     }
     if text.is_empty() {

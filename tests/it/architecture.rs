@@ -10,13 +10,45 @@ const FORBIDDEN: [(&str, &[&str]); 5] = [
     (
         "src/domain",
         &[
-            "crate::api", "crate::k8s", "crate::controllers", "crate::clock", "kube::", "k8s_openapi", "tokio",
-            "axum", "tracing", "getrandom", "Timestamp::now", "SystemTime", "Instant::now",
+            "crate::api",
+            "crate::k8s",
+            "crate::controllers",
+            "crate::clock",
+            "kube::",
+            "k8s_openapi",
+            "tokio",
+            "axum",
+            "tracing",
+            "getrandom",
+            "Timestamp::now",
+            "SystemTime",
+            "Instant::now",
         ],
     ),
-    ("src/api", &["crate::k8s", "crate::controllers", "tokio", "kube::Client", "Timestamp::now", "getrandom"]),
-    ("src/k8s", &["crate::controllers", "crate::domain::plan", "crate::domain::rotation", "axum"]),
-    ("src/controllers", &["axum", "crate::admin", "crate::cli", "Timestamp::now"]),
+    (
+        "src/api",
+        &[
+            "crate::k8s",
+            "crate::controllers",
+            "tokio",
+            "kube::Client",
+            "Timestamp::now",
+            "getrandom",
+        ],
+    ),
+    (
+        "src/k8s",
+        &[
+            "crate::controllers",
+            "crate::domain::plan",
+            "crate::domain::rotation",
+            "axum",
+        ],
+    ),
+    (
+        "src/controllers",
+        &["axum", "crate::admin", "crate::cli", "Timestamp::now"],
+    ),
     ("src/cli", &["crate::controllers", "crate::k8s", "axum"]),
 ];
 

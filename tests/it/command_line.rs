@@ -24,24 +24,42 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn minted_keys_verify_for_their_scope_and_for_no_other() {
-    for (scope, other) in [("function", "master"), ("host", "system"), ("system", "function"), ("master", "host")] {
+    for (scope, other) in [
+        ("function", "master"),
+        ("host", "system"),
+        ("system", "function"),
+        ("master", "host"),
+    ] {
         let minted = claviger(&["key", "mint", "--scope", scope, "--count", "3"], "");
         assert!(minted.status.success());
         let keys = text(&minted.stdout);
         assert_eq!(keys.lines().count(), 3);
-        assert!(keys.lines().all(|key| key.len() == 56 && &key[44..48] == "AzFu"));
-        assert_eq!(claviger(&["key", "verify", "--scope", scope], &keys).status.code(), Some(0));
+        assert!(
+            keys.lines()
+                .all(|key| key.len() == 56 && &key[44..48] == "AzFu")
+        );
+        assert_eq!(
+            claviger(&["key", "verify", "--scope", scope], &keys)
+                .status
+                .code(),
+            Some(0)
+        );
         let wrong = claviger(&["key", "verify", "--scope", other], &keys);
         assert_eq!(wrong.status.code(), Some(1));
         let says = text(&wrong.stdout) + &text(&wrong.stderr);
-        assert!(keys.lines().all(|key| !says.contains(key)), "a value was repeated");
+        assert!(
+            keys.lines().all(|key| !says.contains(key)),
+            "a value was repeated"
+        );
         assert_eq!(says.lines().count(), 3, "{says}");
     }
 }
 
 #[test]
 fn a_key_pasted_as_an_argument_is_refused_and_not_repeated() {
-    let key = text(&claviger(&["key", "mint", "--scope", "host"], "").stdout).trim().to_owned();
+    let key = text(&claviger(&["key", "mint", "--scope", "host"], "").stdout)
+        .trim()
+        .to_owned();
     for args in [
         vec!["key", "verify", "--scope", "host", &key],
         vec!["key", "inspect", &key],
@@ -60,7 +78,11 @@ fn a_key_pasted_as_an_argument_is_refused_and_not_repeated() {
 fn what_is_wrong_with_a_value_is_told_by_line() {
     let answer = claviger(&["key", "inspect"], "hello\n");
     assert_eq!(answer.status.code(), Some(1));
-    assert!(text(&answer.stdout).contains("line 1"), "{}", text(&answer.stdout));
+    assert!(
+        text(&answer.stdout).contains("line 1"),
+        "{}",
+        text(&answer.stdout)
+    );
 }
 
 #[test]
@@ -72,5 +94,9 @@ fn a_controller_without_a_cluster_says_what_to_do() {
         .output()
         .unwrap();
     assert!(!answer.status.success());
-    assert!(text(&answer.stderr).contains("KUBECONFIG"), "{}", text(&answer.stderr));
+    assert!(
+        text(&answer.stderr).contains("KUBECONFIG"),
+        "{}",
+        text(&answer.stderr)
+    );
 }

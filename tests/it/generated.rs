@@ -8,9 +8,16 @@ const FILE: &str = "functionkeys.claviger.dev.yaml";
 fn the_committed_definitions_are_the_generated_ones() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let generated = claviger::api::crds_yaml().unwrap();
-    for copy in ["crds", "charts/claviger/files/crds", "charts/claviger-crds/files/crds"] {
+    for copy in [
+        "crds",
+        "charts/claviger/files/crds",
+        "charts/claviger-crds/files/crds",
+    ] {
         let committed = fs::read_to_string(root.join(copy).join(FILE)).unwrap();
-        assert!(committed == generated, "{copy}/{FILE} is out of date: run `make crds`");
+        assert!(
+            committed == generated,
+            "{copy}/{FILE} is out of date: run `make crds`"
+        );
     }
 }
 
@@ -23,7 +30,10 @@ fn definitions_are_small_enough_for_client_side_apply() {
 #[test]
 fn every_field_is_documented() {
     fn undocumented(path: &str, schema: &serde_json::Value, found: &mut Vec<String>) {
-        let fields = schema["properties"].as_object().cloned().unwrap_or_default();
+        let fields = schema["properties"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
         for (name, field) in fields {
             let path = format!("{path}.{name}");
             if field["description"].as_str().is_none_or(str::is_empty) {

@@ -3,6 +3,10 @@
     unreachable_pub,
     reason = "the schema derive makes a private twin of each struct"
 )]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "columns are alike but for their names"
+)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};

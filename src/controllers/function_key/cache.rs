@@ -144,15 +144,15 @@ impl State {
         let before = self.forget(&name);
         let (clients, source, workloads) = named(&declaration);
         self.by_store.add(declaration.store.clone(), &name);
-        clients
-            .into_iter()
-            .for_each(|client| self.by_client.add(client, &name));
-        source
-            .into_iter()
-            .for_each(|source| self.by_source.add(source, &name));
-        workloads
-            .into_iter()
-            .for_each(|workload| self.by_workload.add(workload, &name));
+        for client in clients {
+            self.by_client.add(client, &name);
+        }
+        for source in source {
+            self.by_source.add(source, &name);
+        }
+        for workload in workloads {
+            self.by_workload.add(workload, &name);
+        }
         self.declarations.insert(name, Arc::new(declaration));
         before
     }
@@ -168,15 +168,15 @@ impl State {
         let before = self.declarations.remove(name)?;
         let (clients, source, workloads) = named(&before);
         self.by_store.remove(&before.store, name);
-        clients
-            .iter()
-            .for_each(|client| self.by_client.remove(client, name));
-        source
-            .iter()
-            .for_each(|source| self.by_source.remove(source, name));
-        workloads
-            .iter()
-            .for_each(|workload| self.by_workload.remove(workload, name));
+        for client in &clients {
+            self.by_client.remove(client, name);
+        }
+        for source in &source {
+            self.by_source.remove(source, name);
+        }
+        for workload in &workloads {
+            self.by_workload.remove(workload, name);
+        }
         Some(before)
     }
 

@@ -140,13 +140,13 @@ impl Error {
         let error = self.sentence();
         match self.class() {
             Class::Conflict => {
-                tracing::debug!(?item, error, "somebody else wrote meanwhile; looking again")
+                tracing::debug!(?item, error, "somebody else wrote meanwhile; looking again");
             }
             Class::Refused => {
-                tracing::error!(?item, error, "refused by the apiserver; trying again later")
+                tracing::error!(?item, error, "refused by the apiserver; trying again later");
             }
             Class::Transient => {
-                tracing::warn!(?item, error, "the apiserver did not answer; trying again")
+                tracing::warn!(?item, error, "the apiserver did not answer; trying again");
             }
         }
     }

@@ -142,12 +142,12 @@ fn until(at: Timestamp) -> std::time::Duration {
 async fn observe_labelled(
     context: &Context,
     object: &StoreRef,
-    content: &str,
+    label: &str,
 ) -> Result<Option<Arc<Observed>>, Error> {
     let observed = context.cache.lock().object(object);
     match observed {
         // Cached without the entries that matter here: read it whole.
-        Some(observed) if observed.content.as_deref() != Some(content) => Ok(context
+        Some(observed) if observed.content.as_deref() != Some(label) => Ok(context
             .objects
             .get(object)
             .await

@@ -333,7 +333,7 @@ impl Holders {
         }
     }
 
-    fn take_in(&mut self, reference: StoreRef, observed: Observed, first: bool) {
+    fn take_in(&mut self, reference: &StoreRef, observed: Observed, first: bool) {
         if first {
             self.listed.insert(reference.clone());
         }
@@ -346,7 +346,7 @@ impl Holders {
         {
             return;
         }
-        call_for_object(&self.context, &reference, copies);
+        call_for_object(&self.context, reference, copies);
     }
 
     /// The object of this version is gone; a later one that we made since is not.
@@ -420,7 +420,7 @@ fn call_for_object(context: &Context, object: &StoreRef, copies: bool) {
 
 impl Follower<Secret> for Holders {
     fn seen(&mut self, object: Secret, first: bool) {
-        self.take_in(self.reference(&object), Observed::secret(object), first);
+        self.take_in(&self.reference(&object), Observed::secret(object), first);
     }
 
     fn gone(&mut self, object: &Secret) {
@@ -438,7 +438,11 @@ impl Follower<Secret> for Holders {
 
 impl Follower<ConfigMap> for Holders {
     fn seen(&mut self, object: ConfigMap, first: bool) {
-        self.take_in(self.reference(&object), Observed::config_map(object), first);
+        self.take_in(
+            &self.reference(&object),
+            Observed::config_map(object),
+            first,
+        );
     }
 
     fn gone(&mut self, object: &ConfigMap) {

@@ -49,7 +49,10 @@ impl Cluster {
     /// A control plane of one's own, without anything installed.
     pub(crate) async fn start() -> Self {
         install_crypto();
-        let directory = tempfile::Builder::new().prefix("claviger-").tempdir().unwrap();
+        let directory = tempfile::Builder::new()
+            .prefix("claviger-")
+            .tempdir()
+            .unwrap();
         let cluster = Self {
             kubeconfig: directory.path().join("kubeconfig"),
             url: String::new(),
@@ -79,7 +82,9 @@ impl Cluster {
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let ready = tokio::time::timeout(Duration::from_mins(2), lines.next_line()).await;
-        let ready = ready.expect("the control plane is ready in two minutes").unwrap();
+        let ready = ready
+            .expect("the control plane is ready in two minutes")
+            .unwrap();
         let ready = ready.unwrap_or_else(|| {
             let log = std::fs::read_to_string(self.directory.path().join("controlplane.log"));
             panic!("the control plane ended: {}", log.unwrap_or_default())
@@ -110,21 +115,30 @@ impl Cluster {
     /// The admin's configuration.
     pub(crate) async fn config(&self) -> Config {
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
-        let mut config =
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .unwrap();
         config.default_retry = false;
         config
     }
 
     /// Runs kubectl as admin; answers standard output, or standard error when it failed.
     pub(crate) async fn kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
-        run(Command::new(tool("kubectl")).arg("--kubeconfig").arg(&self.kubeconfig).args(args), input).await
+        run(
+            Command::new(tool("kubectl"))
+                .arg("--kubeconfig")
+                .arg(&self.kubeconfig)
+                .args(args),
+            input,
+        )
+        .await
     }
 
     /// What the chart renders with these values.
     pub(crate) async fn render(release: &str, namespace: &str, values: &[&str]) -> String {
         let mut helm = Command::new(tool("helm"));
-        helm.args(["template", release]).arg(root().join("charts/claviger"));
+        helm.args(["template", release])
+            .arg(root().join("charts/claviger"));
         helm.args(["--namespace", namespace, "--kube-version", "1.36.3"]);
         for value in values {
             helm.args(["--set", value]);
@@ -138,7 +152,10 @@ impl Cluster {
         let client = self.admin().await;
         let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone());
         let system = k8s_openapi::api::core::v1::Namespace {
-            metadata: ObjectMeta { name: Some(namespace.to_owned()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(namespace.to_owned()),
+                ..ObjectMeta::default()
+            },
             ..Default::default()
         };
         match namespaces.create(&PostParams::default(), &system).await {
@@ -147,11 +164,21 @@ impl Cluster {
             Err(error) => panic!("{error}"),
         }
         let manifests = Self::render(release, namespace, values).await;
-        eventually("the chart to be accepted", Duration::from_secs(30), async || {
-            self.kubectl(&["apply", "--server-side", "-f", "-"], &manifests).await
-        })
+        eventually(
+            "the chart to be accepted",
+            Duration::from_secs(30),
+            async || {
+                self.kubectl(&["apply", "--server-side", "-f", "-"], &manifests)
+                    .await
+            },
+        )
         .await;
-        let wait = ["wait", "--for=condition=established", "--timeout=30s", "crd/functionkeys.claviger.dev"];
+        let wait = [
+            "wait",
+            "--for=condition=established",
+            "--timeout=30s",
+            "crd/functionkeys.claviger.dev",
+        ];
         self.kubectl(&wait, "").await.unwrap();
         if manifests.contains("kind: ValidatingAdmissionPolicyBinding") {
             self.policies_in_force(client).await;
@@ -161,25 +188,39 @@ impl Cluster {
     /// A policy takes effect some seconds after it was made: try something that one refuses.
     async fn policies_in_force(&self, client: Client) {
         let secrets = Api::<Secret>::namespaced(client, "default");
-        eventually("the admission policies to be in force", Duration::from_mins(1), async || {
-            let secret = Secret {
-                metadata: ObjectMeta { name: Some("policy-probe".to_owned()), ..ObjectMeta::default() },
-                type_: Some("claviger.dev/seal-key".to_owned()),
-                ..Secret::default()
-            };
-            let params = PostParams { dry_run: true, ..PostParams::default() };
-            match secrets.create(&params, &secret).await {
-                Err(kube::Error::Api(status)) if status.code == 403 || status.code == 422 => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        })
+        eventually(
+            "the admission policies to be in force",
+            Duration::from_mins(1),
+            async || {
+                let secret = Secret {
+                    metadata: ObjectMeta {
+                        name: Some("policy-probe".to_owned()),
+                        ..ObjectMeta::default()
+                    },
+                    type_: Some("claviger.dev/seal-key".to_owned()),
+                    ..Secret::default()
+                };
+                let params = PostParams {
+                    dry_run: true,
+                    ..PostParams::default()
+                };
+                match secrets.create(&params, &secret).await {
+                    Err(kube::Error::Api(status)) if status.code == 403 || status.code == 422 => {
+                        Ok(())
+                    }
+                    other => Err(format!("{other:?}")),
+                }
+            },
+        )
         .await;
     }
 }
 
 /// Sends a process a signal.
 pub(crate) fn signal_process(pid: u32, signal: &str) {
-    let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
+    let sent = std::process::Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status();
     assert!(sent.unwrap().success());
 }
 
@@ -214,8 +255,13 @@ pub(crate) async fn run(command: &mut Command, input: &str) -> Result<String, St
 /// A file that only its owner reads.
 pub(crate) fn write_private(path: &Path, text: &str) {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-    let mut file =
-        std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path).unwrap();
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .unwrap();
     std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }

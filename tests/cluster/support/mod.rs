@@ -19,12 +19,20 @@ pub(crate) fn root() -> PathBuf {
 /// A tool that the repository builds for itself.
 pub(crate) fn tool(name: &str) -> PathBuf {
     let path = root().join("target/tools").join(name);
-    assert!(path.exists(), "{} is missing: run `make tools` first", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `make tools` first",
+        path.display()
+    );
     path
 }
 
 /// Asks until there is an answer, or gives up after `limit` and says what was waited for.
-pub(crate) async fn eventually<T, Asking>(what: &str, limit: Duration, mut ask: impl FnMut() -> Asking) -> T
+pub(crate) async fn eventually<T, Asking>(
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> Asking,
+) -> T
 where
     Asking: Future<Output = Result<T, String>>,
 {
@@ -35,7 +43,10 @@ where
             Ok(answer) => return answer,
             Err(last) => last,
         };
-        assert!(begun.elapsed() < limit, "waited {limit:?} in vain for {what}: {last}");
+        assert!(
+            begun.elapsed() < limit,
+            "waited {limit:?} in vain for {what}: {last}"
+        );
         tokio::time::sleep(pause).await;
         pause = (pause * 3 / 2).min(Duration::from_millis(250));
     }

@@ -15,7 +15,9 @@ use kube::{Api, Client, api::PostParams};
 use tokio::process::{Child, Command};
 
 use super::{
-    Cluster, Space, control_plane::{SYSTEM, signal_process, write_private}, eventually,
+    Cluster, Space,
+    control_plane::{SYSTEM, signal_process, write_private},
+    eventually,
 };
 
 /// How an operator of a test differs from the chart's.
@@ -72,8 +74,15 @@ impl Launcher {
         permit_lease(&space.client, &lease).await;
         let kubeconfig = directory.join(format!("operator-{number}.kubeconfig"));
         let token = service_account_token(&space.client, SYSTEM, "claviger").await;
-        write_private(&kubeconfig, &kubeconfig_text(cluster, options.server.as_deref(), &token));
-        let namespaces = if options.namespaces.is_empty() { vec![space.name.clone()] } else { options.namespaces.clone() };
+        write_private(
+            &kubeconfig,
+            &kubeconfig_text(cluster, options.server.as_deref(), &token),
+        );
+        let namespaces = if options.namespaces.is_empty() {
+            vec![space.name.clone()]
+        } else {
+            options.namespaces.clone()
+        };
         let args = [
             "controller",
             "--system-namespace",
@@ -99,9 +108,14 @@ impl Launcher {
 
     /// Starts the process without waiting for anything.
     pub(crate) fn spawn(&self) -> Operator {
-        let port = 20_000 + (std::process::id() % 20_000) + ADMIN_PORTS.fetch_add(1, Ordering::Relaxed);
+        let port =
+            20_000 + (std::process::id() % 20_000) + ADMIN_PORTS.fetch_add(1, Ordering::Relaxed);
         let admin = format!("127.0.0.1:{}", free_port(port));
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_claviger"))
             .args(&self.args)
             .args(["--admin-address", &admin])
@@ -115,13 +129,22 @@ impl Launcher {
             .spawn()
             .unwrap();
         let pid = child.id().unwrap();
-        Operator { child, pid, admin, log: self.log.clone() }
+        Operator {
+            child,
+            pid,
+            admin,
+            log: self.log.clone(),
+        }
     }
 }
 
 /// A port that nobody listens on.
 fn free_port(_hint: u32) -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 impl Operator {
@@ -134,23 +157,42 @@ impl Operator {
 
     /// Waits until it leads and its caches are filled.
     pub(crate) async fn leads(&self) {
-        eventually("the operator to lead", Duration::from_secs(60), async || {
-            let metrics = self.get("/metrics").await?;
-            let ready = self.get("/readyz").await?;
-            if metrics.contains("claviger_leader 1") && ready == "ok\n" { Ok(()) } else { Err(ready) }
-        })
+        eventually(
+            "the operator to lead",
+            Duration::from_secs(60),
+            async || {
+                let metrics = self.get("/metrics").await?;
+                let ready = self.get("/readyz").await?;
+                if metrics.contains("claviger_leader 1") && ready == "ok\n" {
+                    Ok(())
+                } else {
+                    Err(ready)
+                }
+            },
+        )
         .await;
     }
 
     /// What its port for operations answers.
     pub(crate) async fn get(&self, path: &str) -> Result<String, String> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(&self.admin).await.map_err(|error| error.to_string())?;
+        let mut stream = tokio::net::TcpStream::connect(&self.admin)
+            .await
+            .map_err(|error| error.to_string())?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: claviger\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .map_err(|error| error.to_string())?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.map_err(|error| error.to_string())?;
-        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).ok_or(answer)
+        stream
+            .read_to_string(&mut answer)
+            .await
+            .map_err(|error| error.to_string())?;
+        answer
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body.to_owned())
+            .ok_or(answer)
     }
 
     /// Kills it: SIGKILL.
@@ -161,7 +203,11 @@ impl Operator {
     /// Stops it: SIGTERM; answers whether it ended well.
     pub(crate) async fn stop(mut self) -> bool {
         signal_process(self.pid, "TERM");
-        tokio::time::timeout(Duration::from_secs(25), self.child.wait()).await.unwrap().unwrap().success()
+        tokio::time::timeout(Duration::from_secs(25), self.child.wait())
+            .await
+            .unwrap()
+            .unwrap()
+            .success()
     }
 
     /// Waits until it has ended by itself or was killed.
@@ -184,17 +230,26 @@ impl Operator {
 pub(crate) async fn service_account_token(client: &Client, namespace: &str, name: &str) -> String {
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
     let request = TokenRequest {
-        spec: TokenRequestSpec { expiration_seconds: Some(7200), ..TokenRequestSpec::default() },
+        spec: TokenRequestSpec {
+            expiration_seconds: Some(7200),
+            ..TokenRequestSpec::default()
+        },
         ..TokenRequest::default()
     };
-    let granted = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
+    let granted = accounts
+        .create_token_request(name, &PostParams::default(), &request)
+        .await
+        .unwrap();
     granted.status.unwrap().token
 }
 
 /// The chart permits one lease by name; a test's operator has one of its own.
 async fn permit_lease(client: &Client, lease: &str) {
     use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
-    let metadata = kube::api::ObjectMeta { name: Some(lease.to_owned()), ..Default::default() };
+    let metadata = kube::api::ObjectMeta {
+        name: Some(lease.to_owned()),
+        ..Default::default()
+    };
     let role = Role {
         metadata: metadata.clone(),
         rules: Some(vec![PolicyRule {
@@ -207,7 +262,11 @@ async fn permit_lease(client: &Client, lease: &str) {
     };
     let binding = RoleBinding {
         metadata,
-        role_ref: RoleRef { api_group: "rbac.authorization.k8s.io".to_owned(), kind: "Role".to_owned(), name: lease.to_owned() },
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".to_owned(),
+            kind: "Role".to_owned(),
+            name: lease.to_owned(),
+        },
         subjects: Some(vec![Subject {
             kind: "ServiceAccount".to_owned(),
             name: "claviger".to_owned(),
@@ -215,8 +274,14 @@ async fn permit_lease(client: &Client, lease: &str) {
             ..Default::default()
         }]),
     };
-    Api::<Role>::namespaced(client.clone(), SYSTEM).create(&PostParams::default(), &role).await.unwrap();
-    Api::<RoleBinding>::namespaced(client.clone(), SYSTEM).create(&PostParams::default(), &binding).await.unwrap();
+    Api::<Role>::namespaced(client.clone(), SYSTEM)
+        .create(&PostParams::default(), &role)
+        .await
+        .unwrap();
+    Api::<RoleBinding>::namespaced(client.clone(), SYSTEM)
+        .create(&PostParams::default(), &binding)
+        .await
+        .unwrap();
 }
 
 /// A kubeconfig with the cluster's CA and this token.
@@ -225,7 +290,9 @@ pub(crate) fn kubeconfig_text(cluster: &Cluster, server: Option<&str>, token: &s
         let kubeconfig = kube::config::Kubeconfig::read_from(&cluster.kubeconfig).unwrap();
         serde_json::to_value(kubeconfig).unwrap()
     };
-    let ca = admin["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap();
+    let ca = admin["clusters"][0]["cluster"]["certificate-authority-data"]
+        .as_str()
+        .unwrap();
     let cluster = match server {
         Some(server) => serde_json::json!({"server": server}),
         None => serde_json::json!({"server": cluster.url, "certificate-authority-data": ca}),

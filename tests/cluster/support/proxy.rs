@@ -42,7 +42,9 @@ pub(crate) struct Seen {
 impl Seen {
     /// Whether the request changes something that matters (a lease, an event does not).
     pub(crate) fn writes(&self) -> bool {
-        self.method != Method::GET && !self.path.contains("/leases") && !self.path.contains("/events")
+        self.method != Method::GET
+            && !self.path.contains("/leases")
+            && !self.path.contains("/events")
     }
 }
 
@@ -70,9 +72,15 @@ impl Proxy {
         config.root_cert = admin.root_cert.clone();
         config.default_retry = false;
         config.read_timeout = None;
-        let judge: Arc<Mutex<Arc<Judge>>> = Arc::new(Mutex::new(Arc::new(|_: &Seen| Verdict::Pass)));
-        let passing = Passing { upstream: Client::try_from(config).unwrap(), judge: Arc::clone(&judge) };
-        let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let judge: Arc<Mutex<Arc<Judge>>> =
+            Arc::new(Mutex::new(Arc::new(|_: &Seen| Verdict::Pass)));
+        let passing = Passing {
+            upstream: Client::try_from(config).unwrap(),
+            judge: Arc::clone(&judge),
+        };
+        let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .await
+            .unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(pass).with_state(passing);
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
