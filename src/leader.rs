@@ -68,7 +68,7 @@ impl Candidate {
                 Ok(Ok(true)) => renewed = Some(asked),
                 Ok(Ok(false)) => renewed = None,
                 Ok(Err(error)) => {
-                    tracing::debug!(error = %error.to_string(), "the lease could not be renewed")
+                    tracing::debug!(error = %error.to_string(), "the lease could not be renewed");
                 }
                 Err(_) => tracing::debug!("the lease could not be renewed in time"),
             }

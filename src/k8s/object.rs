@@ -42,6 +42,10 @@ const ALLOWED_TYPES: [&str; 5] = [
 ];
 
 /// An object that holds values, as observed.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "four independent facts of an object"
+)]
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// `metadata.resourceVersion`.

@@ -147,7 +147,7 @@ impl State {
         for client in clients {
             self.by_client.add(client, &name);
         }
-        for source in source {
+        if let Some(source) = source {
             self.by_source.add(source, &name);
         }
         for workload in workloads {
@@ -171,7 +171,7 @@ impl State {
         for client in &clients {
             self.by_client.remove(client, name);
         }
-        for source in &source {
+        if let Some(source) = &source {
             self.by_source.remove(source, name);
         }
         for workload in &workloads {
