@@ -78,10 +78,14 @@ impl Candidate {
             leads.send_if_modified(|leads| {
                 std::mem::replace(leads, renewed.is_some()) != renewed.is_some()
             });
-            let wait = if renewed.is_some_and(|at| at != asked) {
-                RENEW_EVERY / 6
-            } else {
-                RENEW_EVERY
+            let wait = match renewed {
+                Some(at) if at == asked => RENEW_EVERY,
+                Some(_) => RENEW_EVERY / 6,
+                // Not later than the holder's lease runs out.
+                None => {
+                    let left = LEASE_DURATION.saturating_sub(sighting.since.elapsed());
+                    left.clamp(RENEW_EVERY / 6, RENEW_EVERY)
+                }
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

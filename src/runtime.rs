@@ -1,11 +1,11 @@
 //! Joins the parts into a running process, and takes it down in order.
 
-use std::{sync::Arc, time::Duration};
-
-use kube::{
-    Client, Config,
-    runtime::events::{Recorder, Reporter},
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
+
+use kube::{Client, Config};
 use snafu::{ResultExt, Snafu};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -23,7 +23,7 @@ use crate::{
         function_key::{self, cache::Cache, watch::Progress},
         queue::Queue,
     },
-    k8s::{object::Objects, seal_key},
+    k8s::{event::Events, object::Objects, seal_key},
     leader::Candidate,
     metrics::{Census, Metrics},
 };
@@ -87,6 +87,12 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::default());
     let (leads, leading) = watch::channel(false);
 
+    let stage: Stage = Arc::default();
+    let admin = tokio::spawn(admin::serve(
+        args.admin_address,
+        watched(&metrics, &stage),
+        stop.clone(),
+    ));
     let Some(seal_key) = obtain_seal_key(&client, &args, &stop).await else {
         return Ok(());
     };
@@ -95,24 +101,14 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
         objects: Objects::new(client.clone()),
         cache: Cache::default(),
         queue,
-        recorder: Recorder::new(
-            client.clone(),
-            Reporter {
-                controller: "claviger.dev/controller".to_owned(),
-                instance: Some(identity.clone()),
-            },
-        ),
+        events: Events::new(client.clone(), identity.clone()),
         metrics: Arc::clone(&metrics),
         seal_key,
         settings: settings(&args),
         client: client.clone(),
     });
     let progress = function_key::watch::start(&context);
-    let admin = tokio::spawn(admin::serve(
-        args.admin_address,
-        watched(&context, &progress),
-        stop.clone(),
-    ));
+    let _ = stage.set((Arc::clone(&context), progress.clone()));
     let candidate = Candidate::new(
         client,
         &args.system_namespace,
@@ -214,18 +210,31 @@ fn settings(args: &ControllerArgs) -> Settings {
     }
 }
 
-fn watched(context: &Arc<Context>, progress: &Progress) -> Watched {
-    let progress = progress.clone();
-    let counted = Arc::clone(context);
+/// The caches, once there are any.
+type Stage = Arc<OnceLock<(Arc<Context>, Progress)>>;
+
+fn watched(metrics: &Arc<Metrics>, stage: &Stage) -> Watched {
+    let (filling, counted) = (Arc::clone(stage), Arc::clone(stage));
     Watched {
-        metrics: Arc::clone(&context.metrics),
-        missing: Arc::new(move || match progress.left() {
-            0 => Vec::new(),
-            left => vec![format!(
-                "{left} of the caches are still being filled (is the FunctionKey definition installed, and may this ServiceAccount list?)"
-            )],
+        metrics: Arc::clone(metrics),
+        missing: Arc::new(
+            move || match filling.get().map(|(_, progress)| progress.left()) {
+                Some(0) => Vec::new(),
+                Some(left) => vec![format!(
+                    "{left} of the caches are still being filled (is the FunctionKey definition installed, and may this ServiceAccount list?)"
+                )],
+                None => vec![format!(
+                    "the seal key, Secret {}, is not to be had yet (see the log)",
+                    seal_key::NAME
+                )],
+            },
+        ),
+        census: Arc::new(move || {
+            counted
+                .get()
+                .map(|(context, _)| census(context))
+                .unwrap_or_default()
         }),
-        census: Arc::new(move || census(&counted)),
     }
 }
 

@@ -1,12 +1,9 @@
 //! What every look at an item has at hand.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jiff::SignedDuration;
-use kube::{
-    Client,
-    runtime::events::{Event, EventType, Recorder},
-};
+use kube::Client;
 
 use crate::{
     controllers::{
@@ -14,7 +11,7 @@ use crate::{
         queue::Queue,
     },
     domain::seal::SealKey,
-    k8s::object::Objects,
+    k8s::{event::Events, object::Objects},
     metrics::Metrics,
 };
 
@@ -44,39 +41,11 @@ pub struct Context {
     /// What is to be looked at.
     pub queue: Queue<Item>,
     /// Where events go.
-    pub recorder: Recorder,
+    pub events: Events,
     /// Where figures go.
     pub metrics: Arc<Metrics>,
     /// The key of the sealed second copies.
     pub seal_key: SealKey,
     /// How to behave.
     pub settings: Settings,
-}
-
-impl Context {
-    /// Publishes an event for a person to notice. It is a courtesy: a failure is logged and never
-    /// holds up a key.
-    pub async fn announce(
-        &self,
-        about: k8s_openapi::api::core::v1::ObjectReference,
-        type_: EventType,
-        reason: &str,
-        note: String,
-    ) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: reason.to_owned(),
-            secondary: None,
-        };
-        let published = tokio::time::timeout(
-            Duration::from_secs(5),
-            self.recorder.publish(&event, &about),
-        )
-        .await;
-        if !matches!(published, Ok(Ok(()))) {
-            tracing::debug!(reason, "an event could not be published");
-        }
-    }
 }

@@ -74,13 +74,15 @@ pub fn previous(entry: &str, generation: u32) -> String {
     format!("{entry}{PREVIOUS_INFIX}{generation}")
 }
 
-/// The generation of the previous value of `entry` that stands under `data_key`, if one does.
+/// The generation of the previous value of `entry` that stands under `data_key`, if one does: only
+/// names that [`previous`] gives count, or the value could not be found under them again.
 pub fn previous_generation(entry: &str, data_key: &str) -> Option<u32> {
-    data_key
+    let generation = data_key
         .strip_prefix(entry)?
         .strip_prefix(PREVIOUS_INFIX)?
         .parse()
-        .ok()
+        .ok()?;
+    (previous(entry, generation) == data_key).then_some(generation)
 }
 
 /// Whether the host would read this data key as the master key.

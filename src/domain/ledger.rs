@@ -78,7 +78,13 @@ pub struct Previous {
     pub generation: u32,
     /// What it looks like.
     pub digest: Digest,
-    /// When it stops being valid; absent until its successor has reached every client.
+    /// From when it might be handed to clients: every host has surely seen it.
+    #[serde(default)]
+    pub shown: Timestamp,
+    /// From when its overlap counts: a successor has reached every client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// When it stops being valid; absent until its overlap counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retires: Option<Timestamp>,
 }
@@ -109,6 +115,9 @@ pub struct Record {
     /// When a value of this entry was last revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Timestamp>,
+    /// Values that were revoked, newest last: whoever brings one back, it is not taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Digest>,
     /// Triggers acted on.
     #[serde(default)]
     pub marks: Marks,

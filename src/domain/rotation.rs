@@ -19,6 +19,11 @@ const JITTER_PART: i32 = 10;
 /// recorded, or is now; less is the ordinary difference between two machines.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(2);
 
+/// How much longer than promised a value may live because the clock was ahead when its overlap
+/// began. Not less, because it may as well be that the clock is behind for a moment (a machine
+/// that slept), and an end that was moved forward then would break the promise.
+const OVERSTAY_TOLERANCE: SignedDuration = SignedDuration::from_hours(24);
+
 /// How a key turns, as declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -80,19 +85,23 @@ pub enum Turn {
     Rotate,
     /// Turn, keeping nothing.
     Revoke,
-    /// Nothing before this moment (absent: nothing at all).
-    Wait(Option<Timestamp>),
+    /// Nothing yet.
+    Wait,
 }
 
 impl Triggers {
-    /// The marks of a resource that is seen for the first time: nothing it says counts as asked.
-    pub fn baseline(&self) -> Marks {
-        Marks {
-            generation: self.generation,
-            revoke_generation: self.revoke_generation,
-            rotate_at: self.rotate_at,
-            revoke_at: self.revoke_at,
-        }
+    /// The marks of a resource that is seen for the first time at `now`: nothing that it says of
+    /// the past counts as asked. A moment still to come does, and must not become a mark: any
+    /// earlier one that is asked for meanwhile would be taken for done.
+    pub fn baseline(&self, now: Timestamp) -> Marks {
+        self.handled(
+            &Marks {
+                generation: self.generation,
+                revoke_generation: self.revoke_generation,
+                ..Marks::default()
+            },
+            now,
+        )
     }
 
     /// The marks once everything that is due at `now` has been acted on. Marks never go back.
@@ -111,11 +120,7 @@ impl Triggers {
 
     /// Which turn is called for at `now`; a revocation goes before a rotation.
     pub fn turn(&self, marks: &Marks, due: Option<Timestamp>, now: Timestamp) -> Turn {
-        let ahead = |at: Option<Timestamp>, mark: Option<Timestamp>| {
-            at.filter(|at| mark.is_none_or(|mark| *at > mark))
-        };
-        let revoke_at = ahead(self.revoke_at, marks.revoke_at);
-        let rotate_at = ahead(self.rotate_at, marks.rotate_at);
+        let (rotate_at, revoke_at) = self.ahead(marks);
         if self.revoke_generation > marks.revoke_generation || revoke_at.is_some_and(|at| at <= now)
         {
             return Turn::Revoke;
@@ -125,33 +130,54 @@ impl Triggers {
         {
             return Turn::Rotate;
         }
-        Turn::Wait([revoke_at, rotate_at, due].into_iter().flatten().min())
+        Turn::Wait
+    }
+
+    /// The moments of `rotate_at` and `revoke_at` that were not acted on yet.
+    pub fn ahead(&self, marks: &Marks) -> (Option<Timestamp>, Option<Timestamp>) {
+        let ahead = |at: Option<Timestamp>, mark: Option<Timestamp>| {
+            at.filter(|at| mark.is_none_or(|mark| *at > mark))
+        };
+        (
+            ahead(self.rotate_at, marks.rotate_at),
+            ahead(self.revoke_at, marks.revoke_at),
+        )
     }
 }
 
 /// Takes back times that lie ahead of the clock although they record something that has happened:
 /// the clock was ahead when they were written. The key counts as published now, and predecessors
 /// get the whole of what they were promised from now on, never less.
-pub fn rebase(record: &mut Record, overlap: SignedDuration, now: Timestamp) {
+pub fn rebase(record: &mut Record, now: Timestamp) {
     let horizon = add(now, CLOCK_TOLERANCE);
-    if record.minted <= horizon
-        && record
-            .distributed
-            .is_none_or(|at| at <= horizon.max(record.shown))
-    {
-        return;
+    if record.minted > horizon {
+        let wait = record
+            .shown
+            .duration_since(record.minted)
+            .max(SignedDuration::ZERO);
+        // Clients that have it got it from hosts' hands: hosts have seen it.
+        let reached = record.distributed.is_some_and(|at| at > record.shown);
+        let shown = if reached { now } else { add(now, wait) };
+        record.minted = now;
+        record.shown = record.shown.min(shown);
     }
-    let wait = record
-        .shown
-        .duration_since(record.minted)
-        .max(SignedDuration::ZERO);
-    record.minted = record.minted.min(now);
-    record.shown = record.shown.min(add(now, wait));
-    record.distributed = record.distributed.map(|at| at.min(record.shown.max(now)));
-    record.revoked = record.revoked.map(|at| at.min(now));
-    let latest = add(add(now, wait), overlap);
+    let latest = record.shown.max(now);
+    let passed = |at: Timestamp| at <= horizon.max(record.shown);
+    record.distributed = record
+        .distributed
+        .map(|at| if passed(at) { at } else { latest });
+    record.revoked = record
+        .revoked
+        .map(|at| if passed(at) { at } else { now });
+    let bound = add(latest, OVERSTAY_TOLERANCE);
     for previous in &mut record.previous {
-        previous.retires = previous.retires.map(|at| at.min(latest));
+        previous.shown = previous.shown.min(record.shown);
+        if let (Some(since), Some(retires)) = (previous.since, previous.retires)
+            && since > bound
+        {
+            previous.since = Some(latest);
+            previous.retires = Some(add(latest, retires.duration_since(since)));
+        }
     }
 }
 

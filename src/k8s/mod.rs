@@ -2,6 +2,7 @@
 //! nothing.
 
 pub mod crd;
+pub mod event;
 pub mod object;
 pub mod seal_key;
 pub mod status;

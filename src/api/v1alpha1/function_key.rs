@@ -32,6 +32,7 @@ use crate::domain::ledger::{DeletionPolicy as LedgerDeletionPolicy, Origin as Le
     namespaced,
     status = "FunctionKeyStatus",
     derive = "PartialEq",
+    doc = "One access key of one Azure Functions app: minted, kept where the app's host reads it, turned with an overlap, and handed to its clients. The value itself never appears here. Deleting the resource removes the key from its store (see spec.deletionPolicy).",
     printcolumn(
         name = "Ready",
         type_ = "string",

@@ -49,6 +49,8 @@ pub struct State {
     source_epoch: u64,
     /// Since when the pods of a workload are sure to be younger than.
     restarted: HashMap<Workload, Timestamp>,
+    /// Workloads that did not exist when they were to be restarted.
+    absent: HashSet<Workload>,
     /// Why clients' Secrets could not be written.
     pub client_failures: ClientFailures,
     /// Why workloads could not be restarted.
@@ -330,7 +332,19 @@ impl State {
 
     /// Takes a restart in.
     pub fn note_restart(&mut self, workload: Workload, at: Timestamp) {
+        self.absent.remove(&workload);
         self.restarted.insert(workload, at);
+    }
+
+    /// Takes in that a workload does not exist: pods that come later read what stands by then.
+    pub fn note_absence(&mut self, workload: Workload, at: Timestamp) {
+        self.absent.insert(workload.clone());
+        self.restarted.insert(workload, at);
+    }
+
+    /// Whether a workload was absent when it was to be restarted.
+    pub fn is_absent(&self, workload: &Workload) -> bool {
+        self.absent.contains(workload)
     }
 
     /// Replaces what is known of a declared key's status after we wrote it.

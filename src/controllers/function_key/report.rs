@@ -11,7 +11,7 @@ use crate::{
         convert::{Declaration, Workload, render_duration},
         v1alpha1::{
             DeletionPolicy, DriftPolicy, Effective, FunctionKeyStatus, Phase, PreviousStatus,
-            Restart, RotationStatus,
+            Restart, RotationStatus, WorkloadRef,
         },
     },
     controllers::function_key::cache::{self, Name},
@@ -59,6 +59,8 @@ pub struct Clients {
     pub restarting: bool,
     /// Workloads that were restarted.
     pub restarts: Vec<Restart>,
+    /// Workloads that did not exist when they were to be restarted.
+    pub absent: Vec<WorkloadRef>,
 }
 
 /// What is known of a key's clients, given what they should have.
@@ -127,7 +129,11 @@ pub fn clients(state: &cache::State, declaration: &Declaration, verdict: &Verdic
             .restarts
             .iter()
             .any(|restart| restart.kind == workload.kind && restart.name == workload.name);
-        if let Some(at) = state.restarted(&named).filter(|_| !known) {
+        if state.is_absent(&named) {
+            if !clients.absent.contains(workload) {
+                clients.absent.push(workload.clone());
+            }
+        } else if let Some(at) = state.restarted(&named).filter(|_| !known) {
             let at = whole_seconds_from(at);
             clients.restarts.push(Restart {
                 kind: workload.kind,
@@ -337,6 +343,9 @@ fn report(
             }
             Note::Suspended => continue,
         });
+    }
+    for workload in &clients.absent {
+        sentences.push(format!("{workload} is to be restarted but does not exist"));
     }
     for annotation in &declaration.unreadable_triggers {
         sentences.push(format!(

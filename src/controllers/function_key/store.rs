@@ -15,8 +15,9 @@ use snafu::ResultExt;
 use crate::{
     api::{
         CONTENT_KEYS, LEDGER_ANNOTATION, SEALED_ANNOTATION,
-        condition::Reason,
+        condition::{Reason, STALLED},
         convert::{Declaration, StoreRef, Workload},
+        v1alpha1::FunctionKeyStatus,
     },
     clock,
     controllers::{
@@ -495,7 +496,7 @@ async fn perform(
         state.bury(store);
         return Ok(());
     }
-    if emptied && observed.content.is_none() {
+    if emptied && observed.content.is_none() && plan.changes.is_empty() {
         return Ok(());
     }
     let write = build(context, store, Some(observed), stored, plan);
@@ -611,7 +612,7 @@ async fn conclude(
     for (declaration, verdict) in declarations.iter().zip(&plan.verdicts) {
         for &occurrence in &verdict.occurrences {
             context.metrics.turned(occurrence);
-            announce(context, declaration, &verdict.entry, occurrence).await;
+            announce(context, declaration, &verdict.entry, occurrence);
         }
         if verdict.occurrences.contains(&Occurrence::Revoked) {
             for workload in &declaration.restart_on_revocation {
@@ -649,7 +650,7 @@ async fn conclude(
 
 async fn write_statuses(
     context: &Context,
-    statuses: Vec<(Arc<Declaration>, crate::api::v1alpha1::FunctionKeyStatus)>,
+    statuses: Vec<(Arc<Declaration>, FunctionKeyStatus)>,
 ) -> Result<(), Error> {
     stream::iter(
         statuses
@@ -658,7 +659,10 @@ async fn write_statuses(
     )
     .map(|(declaration, status)| async move {
         match k8s::status::replace(&context.client, &declaration, &status).await {
-            Ok(()) => context.cache.lock().reported(&declaration, status),
+            Ok(()) => {
+                announce_stall(context, &declaration, &status);
+                context.cache.lock().reported(&declaration, status);
+            }
             // It is gone, or another has taken its name: the watch tells.
             Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 422) => {}
             Err(source) => {
@@ -674,12 +678,29 @@ async fn write_statuses(
     .await
 }
 
-async fn announce(
-    context: &Context,
-    declaration: &Declaration,
-    entry: &str,
-    occurrence: Occurrence,
-) {
+/// An event when nothing more will happen until somebody changes something.
+fn announce_stall(context: &Context, declaration: &Declaration, status: &FunctionKeyStatus) {
+    let stall = |status: &FunctionKeyStatus| {
+        let stalled = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == STALLED)?;
+        (stalled.status == "True").then(|| (stalled.reason.clone(), stalled.message.clone()))
+    };
+    let before = stall(&declaration.status).map(|(reason, _)| reason);
+    if let Some((reason, message)) =
+        stall(status).filter(|(reason, _)| Some(reason) != before.as_ref())
+    {
+        context.events.publish(
+            report::reference(declaration),
+            EventType::Warning,
+            &reason,
+            message,
+        );
+    }
+}
+
+fn announce(context: &Context, declaration: &Declaration, entry: &str, occurrence: Occurrence) {
     let (type_, reason, note) = match occurrence {
         // A first mint is told by the status.
         Occurrence::Minted | Occurrence::Retired => return,
@@ -726,6 +747,6 @@ async fn announce(
         ),
     };
     context
-        .announce(report::reference(declaration), type_, reason, note)
-        .await;
+        .events
+        .publish(report::reference(declaration), type_, reason, note);
 }

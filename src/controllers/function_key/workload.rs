@@ -67,10 +67,11 @@ async fn bring_about(context: &Context, workload: &Workload) -> Result<Option<Ti
             workload: workload.clone(),
         })?;
     let restarted = match pods {
-        // Pods that start later read the new value by themselves.
         None => {
             tracing::warn!(k8s.namespace.name = workload.namespace, workload = %workload.workload, "a workload to be restarted does not exist");
-            now
+            context.cache.lock().note_absence(workload.clone(), now);
+            report_to_stores(context, workload);
+            return Ok(None);
         }
         Some(pods) if pods.since.is_some_and(|since| since >= *last) => pods.since.unwrap_or(now),
         Some(pods) => {
