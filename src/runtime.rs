@@ -217,18 +217,17 @@ fn watched(metrics: &Arc<Metrics>, stage: &Stage) -> Watched {
     let (filling, counted) = (Arc::clone(stage), Arc::clone(stage));
     Watched {
         metrics: Arc::clone(metrics),
-        missing: Arc::new(
-            move || match filling.get().map(|(_, progress)| progress.left()) {
-                Some(0) => Vec::new(),
-                Some(left) => vec![format!(
-                    "{left} of the caches are still being filled (is the FunctionKey definition installed, and may this ServiceAccount list?)"
-                )],
-                None => vec![format!(
-                    "the seal key, Secret {}, is not to be had yet (see the log)",
-                    seal_key::NAME
-                )],
-            },
-        ),
+        missing: Arc::new(move || match filling.get() {
+            Some((_, progress)) => progress
+                .missing()
+                .into_iter()
+                .map(|what| format!("waiting for the list of {what}"))
+                .collect(),
+            None => vec![format!(
+                "waiting for the seal key, Secret {}",
+                seal_key::NAME
+            )],
+        }),
         census: Arc::new(move || {
             counted
                 .get()

@@ -5,12 +5,9 @@
 //! nothing of those is kept.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
 use futures::TryStreamExt;
@@ -41,87 +38,112 @@ use crate::{
 
 /// Which caches are still to be filled.
 #[derive(Clone)]
-pub struct Progress {
-    left: Arc<AtomicUsize>,
-    filled: watch::Sender<bool>,
-}
+pub struct Progress(watch::Sender<BTreeSet<String>>);
 
 impl Progress {
-    fn new(watches: usize) -> Self {
-        Self {
-            left: Arc::new(AtomicUsize::new(watches)),
-            filled: watch::Sender::new(watches == 0),
-        }
-    }
-
-    fn one_filled(&self) {
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.filled.send_replace(true);
-        }
-    }
-
-    /// How many caches are still to be filled.
-    pub fn left(&self) -> usize {
-        self.left.load(Ordering::Acquire)
+    /// What is still to be filled, in words.
+    pub fn missing(&self) -> Vec<String> {
+        self.0.borrow().iter().cloned().collect()
     }
 
     /// Waits until all caches are filled.
     pub async fn filled(&self) {
-        // The sender is part of `self`, so waiting ends only with the value waited for.
-        let _ = self.filled.subscribe().wait_for(|filled| *filled).await;
+        // The sender is part of `self`, so waiting ends only with what is waited for.
+        let _ = self.0.subscribe().wait_for(BTreeSet::is_empty).await;
+    }
+
+    /// One cache to be filled.
+    fn awaits(&self, what: &str, scope: Option<&str>) -> Awaited {
+        let what = scope.map_or_else(
+            || what.to_owned(),
+            |scope| format!("{what} of namespace {scope}"),
+        );
+        self.0.send_modify(|left| _ = left.insert(what.clone()));
+        Awaited {
+            progress: self.clone(),
+            what,
+        }
+    }
+}
+
+/// One cache to be filled.
+struct Awaited {
+    progress: Progress,
+    what: String,
+}
+
+impl Awaited {
+    fn filled(&self) {
+        self.progress
+            .0
+            .send_modify(|left| _ = left.remove(&self.what));
     }
 }
 
 /// Starts the watches; they go on as long as the process does.
 pub fn start(context: &Arc<Context>) -> Progress {
-    const WATCHES_EACH: usize = 5;
     let scopes: Vec<Option<String>> = match context.settings.namespaces.as_slice() {
         [] => vec![None],
         namespaces => namespaces.iter().cloned().map(Some).collect(),
     };
-    let progress = Progress::new(scopes.len() * WATCHES_EACH);
-    for scope in scopes {
+    let progress = Progress(watch::Sender::default());
+    for scope in &scopes {
         let scope = scope.as_deref();
         let client = &context.client;
-        tokio::spawn(follow(
-            api::<DeserializeGuard<FunctionKey>>(client, scope),
-            watcher::Config::default(),
-            Declarations::new(context, scope),
-            progress.clone(),
-        ));
+        let everything = watcher::Config::default();
         let ours = watcher::Config::default().labels(CONTENT_LABEL);
-        tokio::spawn(follow(
-            api::<Secret>(client, scope),
-            ours.clone(),
-            Holders::new(context, scope, StoreKind::Secret),
-            progress.clone(),
-        ));
-        tokio::spawn(follow(
-            api::<ConfigMap>(client, scope),
-            ours,
-            Holders::new(context, scope, StoreKind::ConfigMap),
-            progress.clone(),
-        ));
         let others = watcher::Config::default().labels(&format!("!{CONTENT_LABEL}"));
+        let (secret, config_map) = (StoreKind::Secret, StoreKind::ConfigMap);
+
+        let keys = api::<DeserializeGuard<FunctionKey>>(client, scope);
+        let follower = Declarations::new(context, scope);
+        tokio::spawn(follow(
+            keys,
+            everything,
+            follower,
+            progress.awaits("FunctionKeys", scope),
+        ));
+
+        let secrets = api::<Secret>(client, scope);
+        let follower = Holders::new(context, scope, secret);
+        tokio::spawn(follow(
+            secrets,
+            ours.clone(),
+            follower,
+            progress.awaits("Secrets with our label", scope),
+        ));
+
+        let config_maps = api::<ConfigMap>(client, scope);
+        let follower = Holders::new(context, scope, config_map);
+        tokio::spawn(follow(
+            config_maps,
+            ours,
+            follower,
+            progress.awaits("ConfigMaps with our label", scope),
+        ));
+
         let secrets = api::<PartialObjectMeta<Secret>>(client, scope);
+        let follower = Others {
+            context: Arc::clone(context),
+            kind: secret,
+        };
         tokio::spawn(follow(
             secrets,
             others.clone(),
-            Others {
-                context: Arc::clone(context),
-                kind: StoreKind::Secret,
-            },
-            progress.clone(),
+            follower,
+            progress.awaits("other Secrets", scope),
         ));
+
         let config_maps = api::<PartialObjectMeta<ConfigMap>>(client, scope);
+        let follower = Others {
+            context: Arc::clone(context),
+            kind: config_map,
+        };
         tokio::spawn(follow(
             config_maps,
             others,
-            Others {
-                context: Arc::clone(context),
-                kind: StoreKind::ConfigMap,
-            },
-            progress.clone(),
+            follower,
+            progress.awaits("other ConfigMaps", scope),
         ));
     }
     progress
@@ -148,13 +170,12 @@ trait Follower<K> {
     fn complete(&mut self);
 }
 
-async fn follow<K, F>(api: Api<K>, config: watcher::Config, mut follower: F, progress: Progress)
+async fn follow<K, F>(api: Api<K>, config: watcher::Config, mut follower: F, awaited: Awaited)
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
     F: Follower<K>,
 {
     let mut events = pin!(watcher(api, config).default_backoff());
-    let mut filled = false;
     loop {
         match events.try_next().await {
             Ok(Some(Event::Apply(object))) => follower.seen(object, false),
@@ -163,16 +184,13 @@ where
             Ok(Some(Event::Init)) => follower.begin(),
             Ok(Some(Event::InitDone)) => {
                 follower.complete();
-                if !filled {
-                    filled = true;
-                    progress.one_filled();
-                }
+                awaited.filled();
             }
             Ok(None) => break,
-            Err(error) => tracing::warn!(
-                error = describe(&error),
-                "a watch was interrupted and is taken up again"
-            ),
+            Err(error) => {
+                let (what, error) = (&awaited.what, describe(&error));
+                tracing::warn!(what, error, "a watch was interrupted and is taken up again");
+            }
         }
     }
 }
