@@ -3,14 +3,13 @@
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
+    core::PartialObjectMeta,
 };
 use serde_json::json;
 
 use crate::{
-    api::{
-        convert::Declaration,
-        v1alpha1::{FunctionKey, FunctionKeyStatus},
-    },
+    api::v1alpha1::{FunctionKey, FunctionKeyStatus},
+    domain::ledger::Owner,
     k8s::object::FIELD_MANAGER,
 };
 
@@ -21,12 +20,14 @@ use crate::{
 /// The apiserver's refusal; 404 or 422 when the resource is gone.
 pub async fn replace(
     client: &Client,
-    declaration: &Declaration,
+    namespace: &str,
+    owner: &Owner,
     status: &FunctionKeyStatus,
 ) -> kube::Result<()> {
-    let api = Api::<FunctionKey>::namespaced(client.clone(), &declaration.namespace);
+    // Of the answer only the metadata is read: the object itself may not be readable.
+    let api = Api::<PartialObjectMeta<FunctionKey>>::namespaced(client.clone(), namespace);
     let patch = json!([
-        {"op": "test", "path": "/metadata/uid", "value": declaration.owner.uid},
+        {"op": "test", "path": "/metadata/uid", "value": owner.uid},
         {"op": "add", "path": "/status", "value": status},
     ]);
     let patch: json_patch::Patch =
@@ -35,7 +36,7 @@ pub async fn replace(
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    api.patch_status(&declaration.owner.name, &params, &Patch::Json::<()>(patch))
+    api.patch_status(&owner.name, &params, &Patch::Json::<()>(patch))
         .await
         .map(drop)
 }

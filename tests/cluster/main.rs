@@ -11,3 +11,4 @@ mod support;
 
 mod gitops;
 mod lifecycle;
+mod unreadable;

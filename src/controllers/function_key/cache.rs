@@ -31,12 +31,23 @@ pub struct Name {
 /// Why copies could not be placed, by the client's Secret and the UID of the resource.
 pub type ClientFailures = HashMap<Name, HashMap<String, Report>>;
 
+/// A resource that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its UID.
+    pub uid: String,
+    /// Its `metadata.generation`.
+    pub generation: Option<i64>,
+    /// What is wrong with it.
+    pub fault: String,
+}
+
 /// Everything observed.
 #[derive(Default)]
 pub struct State {
     declarations: HashMap<Name, Arc<Declaration>>,
     /// Resources that could not be read: they are alive, whatever they declare.
-    unreadable: HashMap<Name, String>,
+    unreadable: HashMap<Name, Unreadable>,
     by_store: Index<StoreRef>,
     by_client: Index<Name>,
     by_source: Index<Name>,
@@ -160,8 +171,16 @@ impl State {
     }
 
     /// Takes note of a resource that could not be read: what was last read of it stands.
-    pub fn declare_unreadable(&mut self, name: Name, uid: String) {
-        self.unreadable.insert(name, uid);
+    /// Says whether that is news.
+    pub fn declare_unreadable(&mut self, name: Name, unreadable: Unreadable) -> bool {
+        let news = self.unreadable.get(&name) != Some(&unreadable);
+        self.unreadable.insert(name, unreadable);
+        news
+    }
+
+    /// What is wrong with a resource that could not be read.
+    pub fn unreadable(&self, name: &Name) -> Option<Unreadable> {
+        self.unreadable.get(name).cloned()
     }
 
     /// Forgets a declared key; answers it.
@@ -227,7 +246,9 @@ impl State {
 
     /// Of these owners, the UIDs of resources that are alive although unreadable.
     pub fn is_unreadable(&self, uid: &str) -> bool {
-        self.unreadable.values().any(|unreadable| unreadable == uid)
+        self.unreadable
+            .values()
+            .any(|unreadable| unreadable.uid == uid)
     }
 
     /// Whether a resource of this name and UID is declared.

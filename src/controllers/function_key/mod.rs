@@ -25,7 +25,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{
         CONTENT_COPIES,
+        condition::{Reason, Report, State, conditions},
         convert::{StoreRef, Workload},
+        v1alpha1::FunctionKeyStatus,
     },
     clock,
     controllers::{
@@ -36,7 +38,8 @@ use crate::{
         },
         queue::{self, Requests},
     },
-    k8s::object::Observed,
+    domain::ledger::Owner,
+    k8s::{self, object::Observed},
 };
 
 /// Something to look at.
@@ -46,6 +49,8 @@ pub enum Item {
     Client(Name),
     /// An app's key store.
     Store(StoreRef),
+    /// A resource that cannot be read.
+    Unreadable(Name),
     /// A workload that restarts.
     Workload(Workload),
 }
@@ -55,6 +60,7 @@ impl Item {
         match self {
             Self::Client(_) => "client",
             Self::Store(_) => "store",
+            Self::Unreadable(_) => "unreadable",
             Self::Workload(_) => "workload",
         }
     }
@@ -108,6 +114,7 @@ async fn look(context: Arc<Context>, item: Item) {
         match &item {
             Item::Client(client) => client::look(&context, client).await,
             Item::Store(store) => store::look(&context, store).await,
+            Item::Unreadable(name) => tell_unreadable(&context, name).await,
             Item::Workload(workload) => workload::look(&context, workload).await,
         }
     })
@@ -127,6 +134,36 @@ async fn look(context: Arc<Context>, item: Item) {
                 Class::Conflict | Class::Refused | Class::Transient => context.queue.retry(item),
             }
         }
+    }
+}
+
+/// Says in the status of a resource that it cannot be read.
+async fn tell_unreadable(context: &Context, name: &Name) -> Result<Option<Timestamp>, Error> {
+    let Some(unreadable) = context.cache.lock().unreadable(name) else {
+        return Ok(None);
+    };
+    let report = Report {
+        state: State::Stalled,
+        reason: Reason::Invalid,
+        message: format!(
+            "the resource cannot be read: {}. What it declared last stands; correct it, or update the definition",
+            unreadable.fault
+        ),
+    };
+    let status = FunctionKeyStatus {
+        observed_generation: unreadable.generation,
+        conditions: conditions(&report, &[], unreadable.generation, clock::now()),
+        ..FunctionKeyStatus::default()
+    };
+    let owner = Owner {
+        name: name.name.clone(),
+        uid: unreadable.uid,
+    };
+    match k8s::status::replace(&context.client, &name.namespace, &owner, &status).await {
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 422) => Ok(None),
+        answer => answer
+            .map(|()| None)
+            .context(error::StatusSnafu { name: &owner.name }),
     }
 }
 

@@ -658,7 +658,14 @@ async fn write_statuses(
             .filter(|(declaration, status)| declaration.status != *status),
     )
     .map(|(declaration, status)| async move {
-        match k8s::status::replace(&context.client, &declaration, &status).await {
+        match k8s::status::replace(
+            &context.client,
+            &declaration.namespace,
+            &declaration.owner,
+            &status,
+        )
+        .await
+        {
             Ok(()) => {
                 announce_stall(context, &declaration, &status);
                 context.cache.lock().reported(&declaration, status);

@@ -31,7 +31,10 @@ use crate::{
     },
     controllers::{
         context::Context,
-        function_key::{Item, cache::Name},
+        function_key::{
+            Item,
+            cache::{Name, Unreadable},
+        },
     },
     k8s::object::{self, Observed},
 };
@@ -251,6 +254,7 @@ impl Follower<DeserializeGuard<FunctionKey>> for Declarations {
     fn seen(&mut self, object: DeserializeGuard<FunctionKey>, first: bool) {
         let name = Name::new(object.namespace().unwrap_or_default(), object.name_any());
         let uid = object.uid().unwrap_or_default();
+        let generation = object.meta().generation;
         if first {
             self.listed.insert(name.clone());
         }
@@ -267,7 +271,19 @@ impl Follower<DeserializeGuard<FunctionKey>> for Declarations {
                     error,
                     "a FunctionKey cannot be read; what it declared last stands"
                 );
-                self.context.cache.lock().declare_unreadable(name, uid);
+                let unreadable = Unreadable {
+                    uid,
+                    generation,
+                    fault: error,
+                };
+                let news = self
+                    .context
+                    .cache
+                    .lock()
+                    .declare_unreadable(name.clone(), unreadable);
+                if news {
+                    self.context.queue.soon(Item::Unreadable(name));
+                }
                 return;
             }
         };
