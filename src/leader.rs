@@ -2,7 +2,7 @@
 //!
 //! Clocks of other machines are not trusted: a holder is taken to be gone when its lease has not
 //! changed for its whole duration *by our own monotonic clock*, and a leader that could not renew
-//! for two thirds of the duration takes itself to be deposed. Should two ever lead at once (a
+//! for four fifths of the duration takes itself to be deposed. Should two ever lead at once (a
 //! process that slept), no harm is done: every write carries the version it was planned on.
 
 use std::time::Duration;
@@ -19,13 +19,14 @@ use kube::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::k8s::object::FIELD_MANAGER;
+use crate::k8s::{describe, object::FIELD_MANAGER};
 
 /// How long a lease holds without renewal.
-pub const LEASE_DURATION: Duration = Duration::from_secs(9);
-const RENEW_EVERY: Duration = Duration::from_secs(3);
-const DEPOSED_AFTER: Duration = Duration::from_secs(6);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+pub const LEASE_DURATION: Duration = Duration::from_secs(10);
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+const DEPOSED_AFTER: Duration = Duration::from_secs(8);
+/// An apiserver under load takes a second and more for a write: two tries fit before the end.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One candidate for leadership.
 pub struct Candidate {
@@ -59,18 +60,25 @@ impl Candidate {
         let mut renewed: Option<Instant> = None;
         loop {
             let asked = Instant::now();
-            match tokio::time::timeout(
-                REQUEST_TIMEOUT,
-                self.attempt(&mut sighting, renewed.is_some()),
-            )
-            .await
-            {
+            let answer_by = asked + REQUEST_TIMEOUT;
+            let deposed_at = renewed.map(|at| at + DEPOSED_AFTER);
+            let attempt = self.attempt(&mut sighting, renewed.is_some());
+            let until = deposed_at.map_or(answer_by, |at| at.min(answer_by));
+            match tokio::time::timeout_at(until, attempt).await {
                 Ok(Ok(true)) => renewed = Some(asked),
                 Ok(Ok(false)) => renewed = None,
-                Ok(Err(error)) => {
-                    tracing::debug!(error = %error.to_string(), "the lease could not be renewed");
+                failed => {
+                    // Whether it was written is not known: a holder reads it before the next
+                    // attempt, lest its own write be taken for another's.
+                    if renewed.is_some() {
+                        sighting.lease = None;
+                    }
+                    let error = match &failed {
+                        Ok(Err(error)) => describe(error),
+                        _ => "no answer in time".to_owned(),
+                    };
+                    tracing::warn!(error, "the lease could not be renewed");
                 }
-                Err(_) => tracing::debug!("the lease could not be renewed in time"),
             }
             if renewed.is_some_and(|at| at.elapsed() >= DEPOSED_AFTER) {
                 renewed = None;

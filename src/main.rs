@@ -2,10 +2,11 @@
 
 use std::{
     io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use claviger::{
     api,
     cli::{
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     {
         return fail("another crypto provider is installed already");
     }
-    let cli = Cli::try_parse()
+    let cli = parse()
         .map_err(key::without_values)
         .unwrap_or_else(|error| error.exit());
     match cli.command {
@@ -61,6 +62,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Reads the command line; as kubectl's plugin the program goes by the name that was typed.
+fn parse() -> Result<Cli, clap::Error> {
+    let plugin = std::env::args_os().next().is_some_and(|name| {
+        Path::new(&name)
+            .file_name()
+            .is_some_and(|name| name == "kubectl-claviger")
+    });
+    let command = if plugin {
+        Cli::command().bin_name("kubectl claviger")
+    } else {
+        Cli::command()
+    };
+    Cli::from_arg_matches(&command.try_get_matches()?)
+}
+
 fn controller(args: ControllerArgs) -> ExitCode {
     if let Err(error) = telemetry::start(args.log_format, &args.log_level) {
         return fail(error);
@@ -77,9 +93,7 @@ fn ask(what: impl AsyncFnOnce(kube::Client) -> Result<(), plugin::Error>) -> Exi
         let client = runtime::client()
             .await
             .map_err(|error| snafu::Report::from_error(error).to_string())?;
-        what(client)
-            .await
-            .map_err(|error| snafu::Report::from_error(error).to_string())
+        what(client).await.map_err(|error| error.to_string())
     })
 }
 

@@ -185,7 +185,7 @@ async fn obtain_seal_key(
         match seal_key::obtain(client, namespace, random).await {
             Ok(key) => return Some(key),
             Err(error) => {
-                tracing::error!(error = %snafu::Report::from_error(&error).to_string().trim(), "waiting for the seal key");
+                tracing::error!(%error, "waiting for the seal key");
             }
         }
         tokio::select! {

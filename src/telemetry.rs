@@ -15,9 +15,9 @@ pub enum LogFormat {
     Text,
 }
 
-/// The module of the Kubernetes client that logs the text of answers it cannot read, which may be
-/// a Secret's. It is never heard, whatever the filter says.
-const TELLS_ANSWERS: &str = "kube_client::client";
+/// The modules of the Kubernetes client that log answers they cannot read, and refusals in the words
+/// of others; both may quote a Secret. They are never heard, whatever the filter says.
+const TELL_ANSWERS: [&str; 2] = ["kube_client::client", "kube_runtime::watcher"];
 
 /// Starts logging. `filter` is a level, or levels by module, as in `info,claviger=debug`.
 ///
@@ -29,7 +29,7 @@ pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
          in info,claviger=debug"
             .to_owned()
     })?;
-    let discreet = filter_fn(|metadata| metadata.target() != TELLS_ANSWERS);
+    let discreet = filter_fn(|metadata| !TELL_ANSWERS.contains(&metadata.target()));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Json => lines.json().with_filter(discreet).boxed(),

@@ -58,13 +58,22 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The apiserver said no.
-    #[snafu(display("cannot {what}"))]
+    #[snafu(display("cannot {what}: {}", reason(source)))]
     Request {
         /// What was asked for.
         what: String,
         /// Why not.
-        source: kube::Error,
+        #[snafu(source(from(kube::Error, Box::new)))]
+        source: Box<kube::Error>,
     },
+}
+
+/// The apiserver's own words, if it has answered.
+fn reason(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// Asks for a turn at `now`.
@@ -87,7 +96,7 @@ pub async fn trigger(
         Trigger::Rotate => (
             ROTATE_AT_ANNOTATION,
             "rotate",
-            "is being turned: the previous value stays valid for the overlap",
+            "is being turned: the previous value stays valid for its overlap (a master key has none)",
         ),
     };
     let api = api(client, args.namespace.as_deref());

@@ -21,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 /// becomes one write.
 const DEBOUNCE: Duration = Duration::from_millis(75);
 
+/// Requests that keep following one another do not put a look off for longer than this: others may
+/// write to an object all the time.
+const LONGEST_DEBOUNCE: Duration = Duration::from_secs(1);
+
 /// However far the next look lies, the clock is looked at this often: it may have been moved, or
 /// the machine may have slept. A look that finds nothing to do asks the apiserver nothing.
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
@@ -32,6 +36,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub struct Queue<T> {
     requests: mpsc::UnboundedSender<ScheduleRequest<T>>,
     attempts: Mutex<HashMap<T, u32>>,
+    /// Since when a look has been asked for that has not begun.
+    asked: Mutex<HashMap<T, Instant>>,
 }
 
 /// Where items come out.
@@ -45,6 +51,7 @@ impl<T: Clone + Eq + Hash> Queue<T> {
             Self {
                 requests,
                 attempts: Mutex::default(),
+                asked: Mutex::default(),
             },
             receiver,
         )
@@ -52,7 +59,25 @@ impl<T: Clone + Eq + Hash> Queue<T> {
 
     /// Looks at the item as soon as possible.
     pub fn soon(&self, item: T) {
-        self.after(item, Duration::ZERO);
+        let now = Instant::now();
+        let since = *self
+            .asked
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .entry(item.clone())
+            .or_insert(now);
+        // A look is asked for already, and this is not to put it off again.
+        if now - since < LONGEST_DEBOUNCE {
+            self.after(item, Duration::ZERO);
+        }
+    }
+
+    /// To be called before a look observes anything: what is asked for from now on takes another.
+    pub fn begun(&self, item: &T) {
+        self.asked
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .remove(item);
     }
 
     /// Looks at the item after a while, or earlier if something else asks for it.
@@ -175,6 +200,46 @@ mod tests {
         assert_eq!(a, ["begin", "end", "begin", "end"]);
         stop.cancel();
         worker.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_never_cease_do_not_put_a_look_off_for_ever() {
+        let (queue, requests) = Queue::new();
+        let queue = Arc::new(queue);
+        let looks = Arc::new(Mutex::new(0));
+        let stop = CancellationToken::new();
+        let (seen, begun) = (Arc::clone(&looks), Arc::clone(&queue));
+        let worker = tokio::spawn(run(requests, 4, stop.clone(), move |item: &str| {
+            begun.begun(&item);
+            *seen.lock().unwrap() += 1;
+            async {}
+        }));
+        for _ in 0..500 {
+            queue.soon("a");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!((8..=10).contains(&*looks.lock().unwrap()), "{looks:?}");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = *looks.lock().unwrap();
+        queue.soon("a");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(*looks.lock().unwrap(), before + 1);
+        stop.cancel();
+        worker.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_nobody_looks_requests_do_not_pile_up() {
+        let (queue, mut requests) = Queue::new();
+        for _ in 0..10_000 {
+            queue.soon("a");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut piled = 0;
+        while requests.try_recv().is_ok() {
+            piled += 1;
+        }
+        assert!(piled <= 50, "{piled}");
     }
 
     #[tokio::test(start_paused = true)]

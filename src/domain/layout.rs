@@ -98,9 +98,21 @@ pub fn is_app_key(data_key: &str) -> bool {
             .any(|prefix| data_key.starts_with(prefix))
 }
 
-/// The one spelling under which two data keys are compared.
+/// Whether two data keys are spellings of one.
+pub fn same(one: &str, other: &str) -> bool {
+    folded(one) == folded(other)
+}
+
+/// The one spelling under which two data keys are compared: key names without case, what stands
+/// before them letter for letter, because the host finds it in no other spelling.
 pub fn folded(data_key: &str) -> String {
-    data_key.to_ascii_lowercase()
+    let name = [HOST_PREFIX, SYSTEM_PREFIX]
+        .iter()
+        .find_map(|prefix| data_key.strip_prefix(prefix))
+        .or_else(|| Some(data_key.strip_prefix(FUNCTION_PREFIX)?.split_once('.')?.1))
+        .unwrap_or_default();
+    let before = &data_key[..data_key.len() - name.len()];
+    format!("{before}{}", name.to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -133,6 +145,21 @@ mod tests {
             previous("host.function.default", 7),
             "host.function.default.previous-7"
         );
+    }
+
+    #[test]
+    fn key_names_are_compared_without_case_and_nothing_else_is() {
+        for (one, other, same) in [
+            ("host.function.Partner", "host.function.pARTNER", true),
+            ("host.systemKey.A", "host.systemKey.a", true),
+            ("host.systemKey.a", "host.systemkey.a", false),
+            ("functions.orders.A.b", "functions.orders.a.B", true),
+            ("functions.orders.a", "functions.Orders.a", false),
+            ("functions.orders", "functions.ORDERS", false),
+            ("host.master", "host.Master", false),
+        ] {
+            assert_eq!(folded(one) == folded(other), same, "{one} {other}");
+        }
     }
 
     #[test]

@@ -99,6 +99,9 @@ pub struct Record {
     /// The deleted resource after which a master key stays because other keys need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_after: Option<String>,
+    /// When the resource was created: a definition that is younger has taken it along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared: Option<Timestamp>,
     /// Counts the values this entry has had, from 1.
     pub generation: u32,
     /// The current value.
@@ -146,6 +149,9 @@ pub struct Copy {
     pub generation: u32,
     /// The value.
     pub digest: Digest,
+    /// When the resource was created: a definition that is younger has taken it along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared: Option<Timestamp>,
     /// When this generation was written here.
     pub at: Timestamp,
     /// When the value last changed under clients that had an earlier one: they are to be restarted.

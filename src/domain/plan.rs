@@ -14,19 +14,24 @@
 //! ```
 //!
 //! Invariants (held by the property tests below): an entry that was published never lacks a value;
-//! no value is removed before its promised time except by a revocation; generations only rise; the
-//! next look lies in the future.
+//! no value is removed before its promised time except by a revocation; what was revoked never
+//! comes back; generations only rise; planning again on the outcome changes nothing; the next look
+//! lies in the future.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::domain::{
-    key::{KeyKind, KeyMaterial},
+    key::{Digest, KeyKind, KeyMaterial},
     layout::{self, KeyRef},
     ledger::{DeletionPolicy, Ledger, Marks, Origin, Owner, Previous, Record},
     rotation::{self, DEFAULT_OVERLAP, MAX_PREVIOUS, Policy, Triggers, Turn, add},
 };
+
+/// How many revoked values are remembered for each key: as many as four revocations take back when
+/// each finds the most values that can be valid at once.
+const MOST_REFUSED: usize = 4 * (MAX_PREVIOUS + 1);
 
 /// One key store as observed.
 #[derive(Clone, Debug, Default)]
@@ -139,7 +144,8 @@ pub enum Problem {
 pub enum Note {
     /// `host.master` outlives its resource because the host ignores the other keys without it.
     MasterKept(String),
-    /// A revocation was asked for, but the value comes from the user's Secret and did not change.
+    /// A revocation was asked for, but the value comes from the user's Secret and did not change,
+    /// or is one that was revoked.
     SourceUnchanged,
     /// A turn is due but as many previous values as can be are still valid.
     TurnDeferred,
@@ -215,23 +221,36 @@ pub fn plan(input: Input<'_>, fresh: &mut dyn FnMut(KeyKind) -> KeyMaterial) -> 
         changes: BTreeMap::new(),
         look: None,
     };
-    let winners = draft.winners();
+    let entries: Vec<String> = input
+        .declared
+        .iter()
+        .map(|declared| draft.entry_of(&declared.key))
+        .collect();
+    let winners = draft.winners(&entries);
     draft.sweep(&winners);
     let mut verdicts: Vec<Verdict> = input
         .declared
         .iter()
+        .zip(entries)
         .enumerate()
-        .map(|(index, declared)| {
-            let entry = draft.entry_of(&declared.key);
-            match winners.get(&layout::folded(&entry)) {
-                Some(&winner) if winner != index => {
-                    Verdict::conflict(entry, &input.declared[winner].owner.name)
-                }
-                _ => draft.settle(entry, declared),
+        .map(|(index, (declared, entry))| {
+            let winner = winners[&layout::folded(&entry)];
+            if winner == index {
+                draft.settle(entry, declared)
+            } else {
+                Verdict::conflict(entry, &input.declared[winner].owner.name)
             }
         })
         .collect();
     draft.ensure_master(&mut verdicts);
+    // A declared master key that has no value takes over the one that was just made.
+    for (declared, verdict) in input.declared.iter().zip(&mut verdicts) {
+        if verdict.problem == Some(Problem::NoValue)
+            && draft.ledger.entries.contains_key(&verdict.entry)
+        {
+            *verdict = draft.settle(verdict.entry.clone(), declared);
+        }
+    }
     Plan {
         changes: draft.changes,
         ledger: draft.ledger,
@@ -240,15 +259,20 @@ pub fn plan(input: Input<'_>, fresh: &mut dyn FnMut(KeyKind) -> KeyMaterial) -> 
     }
 }
 
-/// What clients should have: the current value once hosts have surely seen it, until then the one
-/// before it.
+/// What clients should have: the newest value that every host has surely seen.
 pub fn handout(
     now: Timestamp,
     entry: &str,
     record: &Record,
     value: impl Fn(&str) -> Option<KeyMaterial>,
 ) -> Option<Handout> {
-    let previous = record.previous.last().filter(|_| now < record.shown);
+    let standing = &record.previous;
+    let previous = (now < record.shown)
+        .then(|| {
+            let seen = standing.iter().rev().find(|previous| previous.shown <= now);
+            seen.or(standing.first())
+        })
+        .flatten();
     let (generation, name) = match previous {
         Some(previous) => (
             previous.generation,
@@ -260,15 +284,28 @@ pub fn handout(
 }
 
 impl Verdict {
-    fn conflict(entry: String, winner: &str) -> Self {
+    fn of(entry: String) -> Self {
         Self {
             entry,
-            problem: Some(Problem::Conflict(winner.to_owned())),
+            problem: None,
             record: None,
             next_turn: None,
             handout: None,
             notes: Vec::new(),
             occurrences: Vec::new(),
+        }
+    }
+
+    fn conflict(entry: String, winner: &str) -> Self {
+        Self {
+            problem: Some(Problem::Conflict(winner.to_owned())),
+            ..Self::of(entry)
+        }
+    }
+
+    fn happened(&mut self, occurrence: Occurrence) {
+        if !self.occurrences.contains(&occurrence) {
+            self.occurrences.push(occurrence);
         }
     }
 }
@@ -283,34 +320,33 @@ struct Draft<'a> {
 }
 
 impl Draft<'_> {
-    /// The data key of a declared key: the spelling that stands in the store already, if one does.
+    /// The data key of a declared key: the spelling under which it is kept, else the one that
+    /// stands in the store already, else the declared one.
     fn entry_of(&self, key: &KeyRef) -> String {
         let wanted = key.data_key();
-        if self.ledger.entries.contains_key(&wanted)
-            || self.input.stored.values.contains_key(&wanted)
-        {
+        let (kept, standing) = (&self.ledger.entries, &self.input.stored.values);
+        let same = |entry: &&String| layout::same(entry, &wanted);
+        if kept.contains_key(&wanted) {
             return wanted;
         }
-        let same = |entry: &&String| entry.eq_ignore_ascii_case(&wanted);
-        self.ledger
-            .entries
-            .keys()
-            .find(same)
-            .or_else(|| self.input.stored.values.keys().find(same))
-            .cloned()
-            .unwrap_or(wanted)
+        if let Some(kept) = kept.keys().find(same) {
+            return kept.clone();
+        }
+        if standing.contains_key(&wanted) {
+            return wanted;
+        }
+        standing.keys().find(same).cloned().unwrap_or(wanted)
     }
 
     /// Which declared key has each entry: the incumbent, else the older, else the first by name.
-    fn winners(&self) -> HashMap<String, usize> {
+    fn winners(&self, entries: &[String]) -> HashMap<String, usize> {
         let declared = self.input.declared;
         let mut winners: HashMap<String, usize> = HashMap::new();
-        for (index, candidate) in declared.iter().enumerate() {
-            let entry = self.entry_of(&candidate.key);
+        for (index, (candidate, entry)) in declared.iter().zip(entries).enumerate() {
             let incumbent = self
                 .ledger
                 .entries
-                .get(&entry)
+                .get(entry)
                 .and_then(|record| record.owner.as_ref());
             let rank = |declared: &Declared| {
                 (
@@ -320,7 +356,7 @@ impl Draft<'_> {
                 )
             };
             winners
-                .entry(layout::folded(&entry))
+                .entry(layout::folded(entry))
                 .and_modify(|winner| {
                     if rank(candidate) < rank(&declared[*winner]) {
                         *winner = index;
@@ -360,6 +396,91 @@ impl Draft<'_> {
         }
     }
 
+    /// The value that the host takes for this key. Of several entries that begin like the master
+    /// key's it takes the last; it compares key names without case, so if the entry is gone,
+    /// another spelling of it is the key renewed under that spelling.
+    fn effective(&self, entry: &str) -> Option<KeyMaterial> {
+        let usable = |value: &&KeyMaterial| !value.expose().is_empty();
+        let last = |entries: &mut dyn Iterator<Item = (&String, &KeyMaterial)>| {
+            entries
+                .filter(|(_, value)| usable(value))
+                .max_by_key(|(name, _)| (*name).clone())
+                .map(|(_, value)| value.clone())
+        };
+        if layout::is_master(entry) {
+            return last(&mut self.standing().filter(|(name, _)| layout::is_master(name)));
+        }
+        let own = self.value(entry).filter(usable).cloned();
+        own.or_else(|| {
+            last(
+                &mut self
+                    .standing()
+                    .filter(|(name, _)| layout::same(name, entry)),
+            )
+        })
+    }
+
+    /// The value of this digest that belongs under `name`, wherever it is at hand: `name` is the
+    /// key's entry or that of a previous value, which a host may have put back as the current one.
+    fn recover(
+        &self,
+        entry: &str,
+        name: &str,
+        digest: Digest,
+        declared: &Declared,
+    ) -> Option<KeyMaterial> {
+        let given = match &declared.supply {
+            Supply::Given(value) => Some(value),
+            Supply::Mint | Supply::Withheld => None,
+        };
+        [
+            self.value(name),
+            self.input.stored.values.get(entry),
+            self.input.kept.get(name),
+            given,
+            declared.salvage.as_ref().map(|(_, value)| value),
+        ]
+        .into_iter()
+        .flatten()
+        .find(|value| value.digest() == digest)
+        .cloned()
+    }
+
+    /// Removes what the host would take for the same key as this entry: all of it, or only values
+    /// that were revoked. Answers what it removed.
+    fn remove_twins(&mut self, entry: &str, only: Option<&[Digest]>) -> Vec<Digest> {
+        let twins: Vec<(String, Digest)> = self
+            .standing()
+            .filter(|(name, _)| {
+                let master = layout::is_master(entry) && layout::is_master(name);
+                *name != entry && (master || layout::same(name, entry))
+            })
+            .map(|(name, value)| (name.clone(), value.digest()))
+            .filter(|(_, digest)| only.is_none_or(|digests| digests.contains(digest)))
+            .collect();
+        twins
+            .into_iter()
+            .map(|(twin, digest)| {
+                self.remove(&twin);
+                digest
+            })
+            .collect()
+    }
+
+    /// Entries under the reserved names of previous values, newest first.
+    fn previous_names(&self, entry: &str) -> Vec<(u32, String)> {
+        let mut found: Vec<(u32, String)> = self
+            .input
+            .stored
+            .values
+            .range(entry.to_owned()..)
+            .take_while(|(name, _)| name.starts_with(entry))
+            .filter_map(|(name, _)| Some((layout::previous_generation(entry, name)?, name.clone())))
+            .collect();
+        found.sort_by(|one, other| other.cmp(one));
+        found
+    }
+
     /// Lets go of entries whose resource is gone, as it last said.
     fn sweep(&mut self, winners: &HashMap<String, usize>) {
         let living: BTreeSet<&str> = self
@@ -385,21 +506,25 @@ impl Draft<'_> {
             match record.deletion {
                 DeletionPolicy::Delete if layout::is_master(&entry) => {} // decided by `ensure_master`
                 DeletionPolicy::Delete => {
-                    for previous in &record.previous {
-                        self.remove(&layout::previous(&entry, previous.generation));
+                    for (_, name) in self.previous_names(&entry) {
+                        self.remove(&name);
                     }
                     self.remove(&entry);
+                    self.remove_twins(&entry, None);
                     self.ledger.entries.remove(&entry);
                 }
                 DeletionPolicy::Retain => {
+                    rotation::rebase(&mut record, self.input.now);
                     let latest = add(self.input.now, DEFAULT_OVERLAP);
                     for previous in &mut record.previous {
+                        previous.since.get_or_insert(self.input.now);
                         previous.retires.get_or_insert(latest);
                     }
                     self.retire(&entry, &mut record);
                     if record.previous.is_empty() {
                         self.ledger.entries.remove(&entry);
                     } else {
+                        self.look_at_retirements(&record);
                         self.ledger.entries.insert(entry, record);
                     }
                 }
@@ -409,15 +534,7 @@ impl Draft<'_> {
 
     /// Brings one entry to what its resource declares.
     fn settle(&mut self, entry: String, declared: &Declared) -> Verdict {
-        let mut verdict = Verdict {
-            entry: entry.clone(),
-            problem: None,
-            record: None,
-            next_turn: None,
-            handout: None,
-            notes: Vec::new(),
-            occurrences: Vec::new(),
-        };
+        let mut verdict = Verdict::of(entry.clone());
         let known = self.ledger.entries.get(&entry).cloned();
         if declared.suspended {
             verdict.notes.push(Note::Suspended);
@@ -440,15 +557,19 @@ impl Draft<'_> {
 
         self.take_over(&mut record, declared);
         self.mend(&entry, &mut record, declared, &mut verdict);
-        self.follow_source(&entry, &mut record, declared, &mut verdict);
-        verdict.next_turn = self.turn_when_due(&entry, &mut record, declared, &mut verdict);
         self.note_distribution(&mut record, declared);
-        if self.retire(&entry, &mut record) {
-            verdict.occurrences.push(Occurrence::Retired);
+        // Before a turn, so that one that waited for a free place finds it; but a revocation takes
+        // back for good even what would retire now.
+        let mut retired = !self.revoking(&record, declared) && self.retire(&entry, &mut record);
+        let replaced = self.follow_source(&entry, &mut record, declared, &mut verdict);
+        self.turn_when_due(&entry, &mut record, declared, replaced, &mut verdict);
+        self.note_distribution(&mut record, declared);
+        retired |= self.retire(&entry, &mut record);
+        if retired {
+            verdict.happened(Occurrence::Retired);
         }
-        if self.input.now < record.shown && declared.distribution != Distribution::None {
-            self.look_at(Some(record.shown));
-        }
+        verdict.next_turn = Self::due(&record, declared);
+        self.look_ahead(&record, declared, verdict.next_turn);
         verdict.handout = self.handout(&entry, &record);
         verdict.record = Some(record.clone());
         self.ledger.entries.insert(entry, record);
@@ -456,8 +577,7 @@ impl Draft<'_> {
     }
 
     /// An entry that we have no record of: adopt what is there, else what clients still hold, else
-    /// publish a first value. Values under the reserved names of previous ones are ours, from a
-    /// ledger that was lost: they get a new overlap.
+    /// publish a first value. Previous values that stand beside it are taken back by `mend`.
     fn first_sight(
         &mut self,
         entry: &str,
@@ -465,55 +585,38 @@ impl Draft<'_> {
         verdict: &mut Verdict,
     ) -> Option<Record> {
         let now = self.input.now;
-        let mut previous: Vec<Previous> = self
-            .input
-            .stored
-            .values
-            .iter()
-            .filter_map(|(name, value)| {
-                let generation = layout::previous_generation(entry, name)?;
-                Some(Previous {
-                    generation,
-                    digest: value.digest(),
-                    retires: None,
-                })
-            })
-            .collect();
-        previous.sort_by_key(|previous| previous.generation);
-        let generation = previous
-            .last()
-            .map_or(1, |previous| previous.generation.saturating_add(1));
-        let existing = self
-            .value(entry)
-            .filter(|value| !value.expose().is_empty())
-            .cloned();
+        let existing = self.effective(entry);
         let (value, generation, origin, occurrence) =
             match (existing, &declared.salvage, &declared.supply) {
-                (Some(value), ..) => (value, generation, Origin::Adopted, Occurrence::Adopted),
-                (None, Some((held, value)), Supply::Mint) => (
-                    value.clone(),
-                    generation.max(*held),
-                    Origin::Minted,
-                    Occurrence::Restored,
-                ),
-                (None, _, Supply::Mint) => (
+                (Some(value), None, _) => (value, 1, Origin::Adopted, Occurrence::Adopted),
+                // What clients hold tells how far the count was.
+                (Some(value), Some((held, copy)), _) => {
+                    let generation = held.saturating_add((value != *copy).into());
+                    (value, generation, Origin::Adopted, Occurrence::Adopted)
+                }
+                (None, Some((held, copy)), supply) => {
+                    let origin = match supply {
+                        Supply::Mint => Origin::Minted,
+                        Supply::Given(_) | Supply::Withheld => Origin::Supplied,
+                    };
+                    (copy.clone(), *held, origin, Occurrence::Restored)
+                }
+                (None, None, Supply::Mint) => (
                     (self.fresh)(declared.key.kind()),
-                    generation,
+                    1,
                     Origin::Minted,
                     Occurrence::Minted,
                 ),
-                (None, _, Supply::Given(value)) => (
-                    value.clone(),
-                    generation,
-                    Origin::Supplied,
-                    Occurrence::Minted,
-                ),
-                (None, _, Supply::Withheld) => return None,
+                (None, None, Supply::Given(value)) => {
+                    (value.clone(), 1, Origin::Supplied, Occurrence::Minted)
+                }
+                (None, None, Supply::Withheld) => return None,
             };
-        verdict.occurrences.push(occurrence);
+        verdict.happened(occurrence);
         let record = Record {
             owner: Some(declared.owner.clone()),
             kept_after: None,
+            declared: Some(declared.created),
             generation,
             digest: value.digest(),
             origin,
@@ -521,9 +624,10 @@ impl Draft<'_> {
             shown: now,
             distributed: None,
             revoked: None,
-            marks: declared.triggers.baseline(),
+            refused: Vec::new(),
+            marks: declared.triggers.baseline(now),
             deletion: declared.deletion,
-            previous,
+            previous: Vec::new(),
         };
         self.put(entry.to_owned(), value);
         Some(record)
@@ -537,12 +641,13 @@ impl Draft<'_> {
             .as_ref()
             .is_none_or(|owner| owner.uid != declared.owner.uid)
         {
-            record.marks = declared.triggers.baseline();
+            record.marks = declared.triggers.baseline(self.input.now);
         }
         record.owner = Some(declared.owner.clone());
+        record.declared = Some(declared.created);
         record.kept_after = None;
         record.deletion = declared.deletion;
-        rotation::rebase(record, declared.policy.overlap, self.input.now);
+        rotation::rebase(record, self.input.now);
     }
 
     /// Undoes or takes over what others did to our entries since we wrote them.
@@ -553,87 +658,154 @@ impl Draft<'_> {
         declared: &Declared,
         verdict: &mut Verdict,
     ) {
-        let observed = self
+        let moved = self
             .value(entry)
-            .filter(|value| !value.expose().is_empty())
-            .cloned();
-        let ours = |digest| {
-            self.input
-                .kept
-                .get(entry)
-                .filter(|kept: &&KeyMaterial| kept.digest() == digest)
-                .cloned()
-        };
-        match observed {
-            Some(value) if value.digest() == record.digest => {}
-            Some(value)
-                if declared.drift == Drift::Adopt && matches!(declared.supply, Supply::Mint) =>
-            {
-                self.succeed(record, &value, Origin::Adopted);
-                verdict.occurrences.push(Occurrence::DriftAdopted);
-            }
-            observed => {
-                let undone = if observed.is_some() {
-                    Occurrence::DriftUndone
-                } else {
-                    Occurrence::Restored
-                };
-                if let Some(value) = ours(record.digest) {
-                    self.put(entry.to_owned(), value);
-                    verdict.occurrences.push(undone);
-                } else if let (Some(value), true) =
-                    (&observed, matches!(declared.supply, Supply::Withheld))
-                {
-                    // Neither our copy nor the source is at hand: what stands there is the only
-                    // value anybody can be using.
-                    let value = value.clone();
-                    self.succeed(record, &value, Origin::Adopted);
-                    verdict.occurrences.push(Occurrence::DriftAdopted);
-                } else if let Some((value, origin)) = self.replacement(declared) {
-                    self.succeed(record, &value, origin);
-                    self.put(entry.to_owned(), value);
-                    verdict.occurrences.push(Occurrence::Replaced);
-                }
-            }
+            .is_none_or(|value| value.expose().is_empty());
+        let effective = self.effective(entry);
+        match effective {
+            Some(value) if value.digest() == record.digest => self.put(entry.to_owned(), value),
+            effective => self.mend_current(entry, effective, record, declared, verdict),
         }
-        let mut lost = Vec::new();
-        for previous in &record.previous {
-            let name = layout::previous(entry, previous.generation);
-            if self
-                .value(&name)
-                .is_some_and(|value| value.digest() == previous.digest)
-            {
-                continue;
-            }
-            match self
-                .input
-                .kept
-                .get(&name)
-                .filter(|kept| kept.digest() == previous.digest)
-                .cloned()
-            {
-                Some(value) => {
-                    self.put(name, value);
-                    verdict.occurrences.push(Occurrence::Restored);
-                }
-                None => {
-                    self.remove(&name);
-                    lost.push(previous.generation);
-                }
-            }
+        if moved || layout::is_master(entry) {
+            self.remove_twins(entry, None);
+        } else if !record.refused.is_empty() {
+            self.remove_twins(entry, Some(&record.refused));
         }
-        record
-            .previous
-            .retain(|previous| !lost.contains(&previous.generation));
+        self.mend_previous(entry, record, declared, verdict);
+        self.take_back_previous(entry, record, declared);
     }
 
-    /// A value for an entry whose own is lost.
-    fn replacement(&mut self, declared: &Declared) -> Option<(KeyMaterial, Origin)> {
-        match &declared.supply {
-            Supply::Mint => Some(((self.fresh)(declared.key.kind()), Origin::Minted)),
-            Supply::Given(value) => Some((value.clone(), Origin::Supplied)),
-            Supply::Withheld => None,
+    /// The current value is not what we wrote.
+    fn mend_current(
+        &mut self,
+        entry: &str,
+        effective: Option<KeyMaterial>,
+        record: &mut Record,
+        declared: &Declared,
+        verdict: &mut Verdict,
+    ) {
+        let changed = effective.is_some();
+        let acceptable = effective.filter(|value| !record.refused.contains(&value.digest()));
+        let adopts = declared.drift == Drift::Adopt && matches!(declared.supply, Supply::Mint);
+        let minted = |origin| (origin, Occurrence::Replaced);
+        let (value, (origin, occurrence)) = match acceptable {
+            // One of ours that is no longer current was not chosen by anybody: a host that read
+            // the store before a turn wrote it back after.
+            Some(value)
+                if adopts
+                    && record
+                        .previous
+                        .iter()
+                        .all(|previous| previous.digest != value.digest()) =>
+            {
+                (value, (Origin::Adopted, Occurrence::DriftAdopted))
+            }
+            acceptable => {
+                if let Some(value) = self.recover(entry, entry, record.digest, declared) {
+                    self.put(entry.to_owned(), value);
+                    verdict.happened(if changed {
+                        Occurrence::DriftUndone
+                    } else {
+                        Occurrence::Restored
+                    });
+                    return;
+                }
+                match (&declared.supply, acceptable) {
+                    (Supply::Mint, Some(value)) if adopts => {
+                        (value, (Origin::Adopted, Occurrence::DriftAdopted))
+                    }
+                    (Supply::Mint, _) => {
+                        ((self.fresh)(declared.key.kind()), minted(Origin::Minted))
+                    }
+                    (Supply::Given(value), _) if !record.refused.contains(&value.digest()) => {
+                        (value.clone(), minted(Origin::Supplied))
+                    }
+                    // Neither our copy nor the source is at hand: what stands there is the only
+                    // value anybody can be using, or else what worked before it.
+                    (Supply::Given(_) | Supply::Withheld, Some(value)) => {
+                        (value, (Origin::Adopted, Occurrence::DriftAdopted))
+                    }
+                    (Supply::Given(_) | Supply::Withheld, None) => {
+                        let last = record.previous.iter().rev().find_map(|previous| {
+                            let name = layout::previous(entry, previous.generation);
+                            self.recover(entry, &name, previous.digest, declared)
+                        });
+                        let Some(value) = last else {
+                            self.remove(entry);
+                            return;
+                        };
+                        (value, (record.origin, Occurrence::Restored))
+                    }
+                }
+            }
+        };
+        self.succeed(record, &value, origin);
+        self.put(entry.to_owned(), value);
+        verdict.happened(occurrence);
+    }
+
+    /// Previous values that were changed or dropped are put back, if they still have to stand.
+    fn mend_previous(
+        &mut self,
+        entry: &str,
+        record: &mut Record,
+        declared: &Declared,
+        verdict: &mut Verdict,
+    ) {
+        let now = self.input.now;
+        let previous = std::mem::take(&mut record.previous);
+        for previous in previous {
+            let name = layout::previous(entry, previous.generation);
+            let stands = |value: &KeyMaterial| value.digest() == previous.digest;
+            if previous.retires.is_some_and(|at| at <= now) || self.value(&name).is_some_and(stands)
+            {
+                record.previous.push(previous);
+            } else if let Some(value) = self.recover(entry, &name, previous.digest, declared) {
+                self.put(name, value);
+                verdict.happened(Occurrence::Restored);
+                record.previous.push(previous);
+            } else {
+                self.remove(&name);
+            }
         }
+    }
+
+    /// What stands under the reserved names of previous values is ours, although no record tells of
+    /// it: the ledger was lost, or a host that had read the store before wrote it back. It gets an
+    /// overlap, for clients may be using it, unless it was revoked.
+    fn take_back_previous(&mut self, entry: &str, record: &mut Record, declared: &Declared) {
+        let now = self.input.now;
+        for (generation, name) in self.previous_names(entry) {
+            let known = |previous: &Previous| previous.generation == generation;
+            if record.previous.iter().any(known) {
+                continue;
+            }
+            let digest = self
+                .value(&name)
+                .filter(|value| !value.expose().is_empty())
+                .map(KeyMaterial::digest)
+                .filter(|digest| {
+                    *digest != record.digest
+                        && !record.refused.contains(digest)
+                        && record.previous.iter().all(|known| known.digest != *digest)
+                        && record.previous.len() < MAX_PREVIOUS
+                        && declared.key.can_overlap()
+                });
+            let Some(digest) = digest else {
+                self.remove(&name);
+                continue;
+            };
+            let since = record.distributed.map(|_| now);
+            record.previous.push(Previous {
+                generation,
+                digest,
+                shown: record.shown.min(now),
+                since,
+                retires: since.map(|since| add(since, declared.policy.overlap)),
+            });
+            record.generation = record.generation.max(generation.saturating_add(1));
+        }
+        record.previous.sort_by_key(|previous| previous.generation);
     }
 
     /// A next generation that clients should have at once: its predecessor no longer works.
@@ -646,72 +818,103 @@ impl Draft<'_> {
         record.distributed = None;
     }
 
-    /// A changed source is a turn like any other.
+    /// A changed source is a turn like any other. Answers what the new value replaced.
     fn follow_source(
         &mut self,
         entry: &str,
         record: &mut Record,
         declared: &Declared,
         verdict: &mut Verdict,
-    ) {
+    ) -> Option<Digest> {
         let Supply::Given(value) = &declared.supply else {
-            return;
+            return None;
         };
-        if value.digest() == record.digest {
+        let digest = value.digest();
+        if digest == record.digest {
             record.origin = Origin::Supplied;
-            return;
+            return None;
         }
-        let revoking = declared.triggers.turn(&record.marks, None, self.input.now) == Turn::Revoke;
-        if !revoking && record.previous.len() >= MAX_PREVIOUS {
+        if record.refused.contains(&digest) {
+            verdict.notes.push(Note::SourceUnchanged);
+            return None;
+        }
+        if record.previous.len() >= MAX_PREVIOUS && !self.revoking(record, declared) {
             verdict.notes.push(Note::TurnDeferred);
-            return;
+            return None;
         }
+        let replaced = record.digest;
         self.publish(entry, record, declared, value.clone(), Origin::Supplied);
-        verdict.occurrences.push(Occurrence::Rotated);
+        verdict.happened(Occurrence::Rotated);
+        Some(replaced)
     }
 
-    /// Turns the key if a trigger or the schedule says so; answers when the schedule does next.
+    fn revoking(&self, record: &Record, declared: &Declared) -> bool {
+        declared.triggers.turn(&record.marks, None, self.input.now) == Turn::Revoke
+    }
+
+    /// When the schedule turns the key next; a value from the user's Secret turns with its source.
+    fn due(record: &Record, declared: &Declared) -> Option<Timestamp> {
+        matches!(declared.supply, Supply::Mint)
+            .then(|| declared.policy.due(record.minted, &declared.owner.uid))
+            .flatten()
+    }
+
+    /// Turns the key if a trigger or the schedule says so.
     fn turn_when_due(
         &mut self,
         entry: &str,
         record: &mut Record,
         declared: &Declared,
+        replaced: Option<Digest>,
         verdict: &mut Verdict,
-    ) -> Option<Timestamp> {
+    ) {
         let now = self.input.now;
         let mints = matches!(declared.supply, Supply::Mint);
-        let due = |record: &Record| {
-            if mints {
-                declared.policy.due(record.minted, &declared.owner.uid)
-            } else {
-                None
+        let due = Self::due(record, declared);
+        match declared.triggers.turn(&record.marks, due, now) {
+            // It stays asked for: the source's next value takes the place of this one at once.
+            Turn::Revoke if !mints && replaced.is_none() && record.previous.is_empty() => {
+                if !verdict.notes.contains(&Note::SourceUnchanged) {
+                    verdict.notes.push(Note::SourceUnchanged);
+                }
+                return;
             }
-        };
-        match declared.triggers.turn(&record.marks, due(record), now) {
-            Turn::Revoke => {
-                self.revoke(entry, record, declared, verdict);
-                record.marks = declared.triggers.handled(&record.marks, now);
-            }
+            Turn::Revoke => self.revoke(entry, record, declared, replaced, verdict),
             Turn::Rotate
                 if mints && record.previous.len() >= MAX_PREVIOUS && declared.key.can_overlap() =>
             {
                 verdict.notes.push(Note::TurnDeferred);
-                return due(record);
+                return;
             }
-            Turn::Rotate => {
-                if mints {
-                    let value = (self.fresh)(declared.key.kind());
-                    self.publish(entry, record, declared, value, Origin::Minted);
-                    verdict.occurrences.push(Occurrence::Rotated);
-                }
-                record.marks = declared.triggers.handled(&record.marks, now);
+            Turn::Rotate if mints => {
+                let value = (self.fresh)(declared.key.kind());
+                self.publish(entry, record, declared, value, Origin::Minted);
+                verdict.happened(Occurrence::Rotated);
             }
-            Turn::Wait(_) => record.marks = declared.triggers.handled(&record.marks, now),
+            Turn::Rotate | Turn::Wait => {}
         }
-        if let Turn::Wait(at) = declared.triggers.turn(&record.marks, due(record), now) {
+        record.marks = declared.triggers.handled(&record.marks, now);
+    }
+
+    /// The next moment at which time alone changes something about the key.
+    fn look_ahead(&mut self, record: &Record, declared: &Declared, due: Option<Timestamp>) {
+        let (rotate_at, revoke_at) = declared.triggers.ahead(&record.marks);
+        for at in [rotate_at, revoke_at, due] {
             self.look_at(at);
         }
-        due(record)
+        self.look_at_retirements(record);
+        if declared.distribution != Distribution::None {
+            let earlier = record.previous.iter().map(|previous| previous.shown);
+            for shown in earlier.chain([record.shown]) {
+                self.look_at(Some(shown));
+            }
+        }
+    }
+
+    fn look_at_retirements(&mut self, record: &Record) {
+        for previous in &record.previous {
+            self.look_at(previous.retires);
+        }
     }
 
     /// A new current value with the old one beside it: the first phase of a turn.
@@ -724,13 +927,15 @@ impl Draft<'_> {
         origin: Origin,
     ) {
         let replaced = self.value(entry).cloned();
-        let (generation, digest) = (record.generation, record.digest);
+        let (generation, digest, shown) = (record.generation, record.digest, record.shown);
         self.succeed(record, &value, origin);
         if let Some(replaced) = replaced.filter(|_| declared.key.can_overlap()) {
             self.put(layout::previous(entry, generation), replaced);
             record.previous.push(Previous {
                 generation,
                 digest,
+                shown,
+                since: None,
                 retires: None,
             });
             record.shown = add(self.input.now, self.input.host_reload);
@@ -738,57 +943,73 @@ impl Draft<'_> {
         self.put(entry.to_owned(), value);
     }
 
-    /// Every value of the entry that we can take back is taken back, now.
+    /// Every value of the entry that we can take back is taken back, now and for good.
     fn revoke(
         &mut self,
         entry: &str,
         record: &mut Record,
         declared: &Declared,
+        replaced: Option<Digest>,
         verdict: &mut Verdict,
     ) {
+        let mut revoked: Vec<Digest> = replaced.into_iter().collect();
         if matches!(declared.supply, Supply::Mint) {
+            revoked.push(record.digest);
             let value = (self.fresh)(declared.key.kind());
             self.succeed(record, &value, Origin::Minted);
             self.put(entry.to_owned(), value);
-        } else if record.previous.is_empty() {
-            verdict.notes.push(Note::SourceUnchanged);
         }
+        revoked.extend(record.previous.iter().map(|previous| previous.digest));
         for previous in record.previous.drain(..) {
             self.remove(&layout::previous(entry, previous.generation));
         }
-        record.shown = self.input.now;
+        revoked.extend(self.remove_twins(entry, None));
+        revoked.retain(|digest| *digest != record.digest);
+        record.refused.retain(|digest| !revoked.contains(digest));
+        record.refused.append(&mut revoked);
+        let excess = record.refused.len().saturating_sub(MOST_REFUSED);
+        record.refused.drain(..excess);
+        record.shown = record.shown.min(self.input.now);
+        record.distributed = None;
         record.revoked = Some(self.input.now);
-        verdict.occurrences.push(Occurrence::Revoked);
+        verdict.happened(Occurrence::Revoked);
     }
 
     /// Starts the overlap when the last client has the value.
     fn note_distribution(&mut self, record: &mut Record, declared: &Declared) {
+        let now = self.input.now;
         let reached = match declared.distribution {
-            Distribution::None => Some(record.shown),
+            // Whoever was waited for until now may just have been taken off the list.
+            Distribution::None => Some(record.shown.max(now)),
             // Nobody can have an earlier value, so nobody is waited for.
             _ if record.previous.is_empty() => Some(record.shown),
             Distribution::Complete { generation, at } if generation == record.generation => {
-                Some(at.max(record.shown))
+                Some(at.min(now).max(record.shown))
             }
             Distribution::Complete { .. } | Distribution::Outstanding => None,
         };
-        if record.distributed.is_none() {
-            record.distributed = reached;
-        }
-        let Some(distributed) = record.distributed else {
-            return;
-        };
-        let promised = add(distributed, declared.policy.overlap);
-        let newest = record.generation.saturating_sub(1);
-        for previous in &mut record.previous {
-            match previous.retires {
-                None => previous.retires = Some(promised),
-                // A longer overlap holds for the one that runs; a shorter one only from the next.
-                Some(at) if previous.generation == newest && promised > at => {
-                    previous.retires = Some(promised)
+        match record.distributed {
+            None => record.distributed = reached,
+            // It was to count from when hosts have surely seen the value, but a client came
+            // before that, and gets the one before it.
+            Some(planned) if planned > now && reached != Some(planned) => {
+                record.distributed = reached;
+                for previous in &mut record.previous {
+                    if previous.since.is_some_and(|since| since > now) {
+                        previous.since = reached;
+                        previous.retires = previous.retires.filter(|_| reached.is_some());
+                    }
                 }
-                Some(_) => {}
             }
+            Some(_) => {}
+        }
+        for previous in &mut record.previous {
+            previous.since = previous.since.or(record.distributed);
+            // A longer overlap holds for those that run; a shorter one only from the next.
+            let promised = previous
+                .since
+                .map(|since| add(since, declared.policy.overlap));
+            previous.retires = previous.retires.max(promised);
         }
     }
 
@@ -802,9 +1023,6 @@ impl Draft<'_> {
             .partition(|previous| previous.retires.is_some_and(|at| at <= now));
         for previous in &retired {
             self.remove(&layout::previous(entry, previous.generation));
-        }
-        for previous in &living {
-            self.look_at(previous.retires);
         }
         record.previous = living;
         record.previous.len() < count
@@ -825,7 +1043,7 @@ impl Draft<'_> {
         {
             return;
         }
-        let siblings = self.siblings_stand();
+        let siblings = self.has_siblings();
         match self.ledger.entries.remove(layout::MASTER) {
             Some(record)
                 if record
@@ -853,21 +1071,18 @@ impl Draft<'_> {
                         verdict.notes.push(Note::MasterKept(name.clone()));
                     }
                 }
+                let acceptable = |value: &KeyMaterial| !record.refused.contains(&value.digest());
                 let value = self
-                    .value(layout::MASTER)
-                    .filter(|value| !value.expose().is_empty())
-                    .cloned();
-                let kept = || {
-                    self.input
-                        .kept
-                        .get(layout::MASTER)
-                        .filter(|kept| kept.digest() == record.digest)
-                        .cloned()
-                };
-                let value = value
-                    .or_else(kept)
+                    .effective(layout::MASTER)
+                    .filter(acceptable)
+                    .or_else(|| {
+                        let kept = self.input.kept.get(layout::MASTER);
+                        kept.filter(|kept| kept.digest() == record.digest).cloned()
+                    })
                     .unwrap_or_else(|| (self.fresh)(KeyKind::Master));
-                record.digest = value.digest();
+                if value.digest() != record.digest {
+                    self.succeed(&mut record, &value, Origin::Adopted);
+                }
                 self.put(layout::MASTER.to_owned(), value);
                 self.ledger
                     .entries
@@ -881,6 +1096,7 @@ impl Draft<'_> {
                 let record = Record {
                     owner: None,
                     kept_after: None,
+                    declared: None,
                     generation: 1,
                     digest: value.digest(),
                     origin: Origin::Minted,
@@ -888,6 +1104,7 @@ impl Draft<'_> {
                     shown: now,
                     distributed: None,
                     revoked: None,
+                    refused: Vec::new(),
                     marks: Marks::default(),
                     deletion: DeletionPolicy::Delete,
                     previous: Vec::new(),
@@ -905,8 +1122,11 @@ impl Draft<'_> {
             .any(|(entry, value)| layout::is_master(entry) && !value.expose().is_empty())
     }
 
-    fn siblings_stand(&self) -> bool {
-        self.standing().any(|(entry, _)| !layout::is_master(entry))
+    fn has_siblings(&self) -> bool {
+        let standing = self.standing().map(|(entry, _)| entry);
+        standing
+            .chain(self.ledger.entries.keys())
+            .any(|entry| !layout::is_master(entry))
     }
 
     /// The entries as this plan leaves them.
@@ -924,3 +1144,6 @@ impl Draft<'_> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

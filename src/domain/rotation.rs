@@ -151,27 +151,28 @@ impl Triggers {
 pub fn rebase(record: &mut Record, now: Timestamp) {
     let horizon = add(now, CLOCK_TOLERANCE);
     if record.minted > horizon {
-        let wait = record
-            .shown
-            .duration_since(record.minted)
-            .max(SignedDuration::ZERO);
-        // Clients that have it got it from hosts' hands: hosts have seen it.
+        // What was still to come then is as far ahead now.
+        let minted = record.minted;
+        let shift = |at: Timestamp| {
+            let ahead = at.duration_since(minted).max(SignedDuration::ZERO);
+            at.min(add(now, ahead))
+        };
+        // Clients have it, so hosts had seen it.
         let reached = record.distributed.is_some_and(|at| at > record.shown);
-        let shown = if reached { now } else { add(now, wait) };
+        record.shown = if reached { now } else { shift(record.shown) };
         record.minted = now;
-        record.shown = record.shown.min(shown);
+        for previous in &mut record.previous {
+            previous.shown = shift(previous.shown);
+        }
     }
     let latest = record.shown.max(now);
     let passed = |at: Timestamp| at <= horizon.max(record.shown);
     record.distributed = record
         .distributed
         .map(|at| if passed(at) { at } else { latest });
-    record.revoked = record
-        .revoked
-        .map(|at| if passed(at) { at } else { now });
-    let bound = add(latest, OVERSTAY_TOLERANCE);
+    record.revoked = record.revoked.map(|at| if passed(at) { at } else { now });
+    let bound = add(now, OVERSTAY_TOLERANCE);
     for previous in &mut record.previous {
-        previous.shown = previous.shown.min(record.shown);
         if let (Some(since), Some(retires)) = (previous.since, previous.retires)
             && since > bound
         {

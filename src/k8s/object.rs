@@ -70,6 +70,8 @@ pub struct Observed {
     pub ledger: Option<Ledger>,
     /// The bookkeeping of a client's Secret.
     pub copies: Option<Copies>,
+    /// Whether bookkeeping here is remembered from before: the annotation was wiped since.
+    pub recalled: bool,
     /// The sealed second copy.
     pub sealed: Option<String>,
 }

@@ -10,7 +10,10 @@ use kube::{
 use snafu::{OptionExt, ResultExt, Snafu};
 use zeroize::Zeroizing;
 
-use crate::{domain::seal::SealKey, k8s::object::FIELD_MANAGER};
+use crate::{
+    domain::seal::SealKey,
+    k8s::{describe, object::FIELD_MANAGER},
+};
 
 /// The Secret's name.
 pub const NAME: &str = "claviger-seal-key";
@@ -21,7 +24,7 @@ const ENTRY: &str = "key";
 #[derive(Debug, Snafu)]
 pub enum Error {
     /// It could not be made.
-    #[snafu(display("cannot create Secret {namespace}/{NAME}"))]
+    #[snafu(display("cannot create Secret {namespace}/{NAME}: {}", describe(source)))]
     Create {
         /// Claviger's namespace.
         namespace: String,
@@ -37,7 +40,7 @@ pub enum Error {
         namespace: String,
     },
     /// It could not be read.
-    #[snafu(display("cannot read Secret {namespace}/{NAME}"))]
+    #[snafu(display("cannot read Secret {namespace}/{NAME}: {}", describe(source)))]
     Read {
         /// Claviger's namespace.
         namespace: String,

@@ -7,8 +7,22 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+mod facts;
 mod support;
 
+mod adoption;
+mod crash;
+mod deletion;
+mod deputy;
+mod distribution;
+mod examples;
 mod gitops;
+mod leader;
+mod leak;
 mod lifecycle;
+mod manifests;
+mod outage;
+mod rights;
+mod rotation;
+mod sources;
 mod unreadable;

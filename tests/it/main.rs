@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod chart;
 mod command_line;
 mod generated;
+mod health;

@@ -8,7 +8,7 @@
     reason = "columns are alike but for their names"
 )]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -468,7 +468,8 @@ pub struct Restart {
     /// Its name.
     pub name: String,
     /// When.
-    pub at: Time,
+    // Not to the second: a value may change right after a restart and must make another.
+    pub at: MicroTime,
 }
 
 impl From<DeletionPolicy> for LedgerDeletionPolicy {

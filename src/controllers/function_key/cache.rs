@@ -15,6 +15,7 @@ use crate::{
         condition::Report,
         convert::{Declaration, StoreKind, StoreRef, Workload},
     },
+    controllers::function_key::Item,
     domain::ledger::Owner,
     k8s::object::Observed,
 };
@@ -62,6 +63,9 @@ pub struct State {
     restarted: HashMap<Workload, Timestamp>,
     /// Workloads that did not exist when they were to be restarted.
     absent: HashSet<Workload>,
+    /// Clients' Secrets and workloads that were looked at since the process started: of others it
+    /// is not known whether something stands in the way.
+    pub looked: HashSet<Item>,
     /// Why clients' Secrets could not be written.
     pub client_failures: ClientFailures,
     /// Why workloads could not be restarted.
@@ -276,6 +280,8 @@ impl State {
                 return false;
             }
             if known.uid == observed.uid {
+                observed.recalled = (observed.ledger.is_none() && known.ledger.is_some())
+                    || (observed.copies.is_none() && known.copies.is_some());
                 observed.ledger = observed.ledger.or_else(|| known.ledger.clone());
                 observed.copies = observed.copies.or_else(|| known.copies.clone());
             }
@@ -340,6 +346,11 @@ impl State {
 
     /// Since when the pods of a workload are sure to be younger than.
     pub fn restarted(&self, workload: &Workload) -> Option<Timestamp> {
+        // Statuses have whole seconds, rounded up: what changed since then within that second must
+        // not seem to have been seen.
+        if let Some(restarted) = self.restarted.get(workload) {
+            return Some(*restarted);
+        }
         let reported = self
             .restarting(workload)
             .into_iter()
@@ -348,7 +359,7 @@ impl State {
                 (restart.kind == workload.workload.kind && restart.name == workload.workload.name)
                     .then_some(restart.at.0)
             });
-        reported.chain(self.restarted.get(workload).copied()).max()
+        reported.max()
     }
 
     /// Takes a restart in.

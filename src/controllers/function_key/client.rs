@@ -22,7 +22,7 @@ use crate::{
             Item,
             cache::{Name, State},
             error::{Class, DeleteSnafu, Error, ReadSnafu, WriteSnafu},
-            report, store,
+            report, store, watch,
         },
     },
     domain::{
@@ -62,7 +62,8 @@ pub async fn look(context: &Context, client: &Name) -> Result<Option<Timestamp>,
             state.client_failures.insert(client.clone(), before);
             false
         } else {
-            let changed = before != failures;
+            let first = state.looked.insert(Item::Client(client.clone()));
+            let changed = first || before != failures;
             if !failures.is_empty() {
                 state.client_failures.insert(client.clone(), failures);
             }
@@ -237,7 +238,7 @@ async fn spared(
             .into_iter()
             .flat_map(|copies| copies.entries.values())
             .filter(|copy| !state.lives(&client.namespace, &copy.owner))
-            .map(|copy| (copy.owner.uid.clone(), copy.at))
+            .map(|copy| (copy.owner.uid.clone(), copy.declared.unwrap_or(copy.at)))
             .collect()
     };
     store::spare(context, gone).await
@@ -287,7 +288,7 @@ async fn perform(
         context.cache.lock().lose(&object);
         return Ok(true);
     }
-    let booked = observed.copies.clone().unwrap_or_default() == plan.copies;
+    let booked = !observed.recalled && observed.copies.clone().unwrap_or_default() == plan.copies;
     if observed.content.as_deref() == write.content && booked && plan.changes.is_empty() {
         return Ok(false);
     }
@@ -307,8 +308,9 @@ async fn perform(
     Ok(true)
 }
 
-/// Stores report what has reached clients, and workloads restart.
+/// Stores report what has reached clients, workloads restart, and other keys may follow a copy.
 fn follow_up(context: &Context, client: &Name, wanted: &[(Arc<Declaration>, Wanted)]) {
+    watch::call_followers(context, &client.secret());
     for (declaration, _) in wanted {
         context.queue.soon(Item::Store(declaration.store.clone()));
         for target in declaration

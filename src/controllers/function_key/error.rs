@@ -9,6 +9,7 @@ use crate::{
         convert::{StoreRef, Workload},
     },
     controllers::function_key::Item,
+    k8s,
 };
 
 /// An operation that failed.
@@ -102,16 +103,15 @@ impl Error {
         }
     }
 
-    /// The failure in words. Only of refusals for lack of rights is the apiserver's own text
-    /// repeated: others may quote what was written.
+    /// The failure in words.
     pub fn sentence(&self) -> String {
-        match self.source_error() {
-            kube::Error::Api(status) if status.code == 403 => format!("{self}: {}", status.message),
-            kube::Error::Api(status) => format!(
-                "{self}: the apiserver answered {} {}",
-                status.code, status.reason
+        let sentence = format!("{self}: {}", k8s::describe(self.source_error()));
+        match (self, self.source_error()) {
+            (Self::Write { .. }, kube::Error::Api(status)) if status.code == 422 => format!(
+                "{sentence}. An object holds 1 MiB of data and 256 KiB of annotations: if there are very \
+                 many keys in this one, spread them over several"
             ),
-            _ => format!("{self}: the apiserver cannot be reached"),
+            _ => sentence,
         }
     }
 

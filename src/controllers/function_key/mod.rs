@@ -108,6 +108,7 @@ fn everything(context: &Context) -> Vec<Item> {
 }
 
 async fn look(context: Arc<Context>, item: Item) {
+    context.queue.begun(&item);
     let begun = Instant::now();
     let kind = item.kind();
     let result = Box::pin(async {

@@ -1,26 +1,31 @@
 //! What the status of a key says: a pure function of the plan's verdict and of what is known of
 //! the key's clients.
 
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::ObjectReference,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
+};
 use snafu::Snafu;
 
 use crate::{
     api::{
         condition::{self, Reason, Report, State},
-        convert::{Declaration, Workload, render_duration},
+        convert::{Declaration, StoreKind, Workload, render_duration},
         v1alpha1::{
             DeletionPolicy, DriftPolicy, Effective, FunctionKeyStatus, Phase, PreviousStatus,
             Restart, RotationStatus, WorkloadRef,
         },
     },
-    controllers::function_key::cache::{self, Name},
+    controllers::function_key::{
+        Item,
+        cache::{self, Name},
+    },
     domain::{
         key::strength,
         layout,
         ledger::{self, Record},
         plan::{Drift, Note, Problem, Verdict},
-        rotation::add,
     },
 };
 
@@ -55,6 +60,8 @@ pub struct Clients {
     pub wanting: bool,
     /// Why they cannot be brought up to date.
     pub failures: Vec<Report>,
+    /// Whether some that are not up to date were not looked at yet: what is known is no report.
+    pub unsure: bool,
     /// Workloads whose restart is still to come.
     pub restarting: bool,
     /// Workloads that were restarted.
@@ -94,6 +101,7 @@ pub fn clients(state: &cache::State, declaration: &Declaration, verdict: &Verdic
         });
         if handout.is_some() && !current {
             clients.wanting |= copy.is_none();
+            clients.unsure |= !state.looked.contains(&Item::Client(client.clone()));
             if !clients.outstanding.contains(&client) {
                 clients.outstanding.push(client);
             }
@@ -117,6 +125,14 @@ pub fn clients(state: &cache::State, declaration: &Declaration, verdict: &Verdic
         clients.restarting |=
             revoked.is_some_and(|revoked| state.restarted(&workload).is_none_or(|at| at < revoked));
     }
+    clients.unsure |= clients.restarting
+        && declaration.workloads().any(|workload| {
+            let named = Workload {
+                namespace: declaration.namespace.clone(),
+                workload: workload.clone(),
+            };
+            !state.looked.contains(&Item::Workload(named))
+        });
     for workload in declaration.workloads() {
         let named = Workload {
             namespace: declaration.namespace.clone(),
@@ -134,26 +150,14 @@ pub fn clients(state: &cache::State, declaration: &Declaration, verdict: &Verdic
                 clients.absent.push(workload.clone());
             }
         } else if let Some(at) = state.restarted(&named).filter(|_| !known) {
-            let at = whole_seconds_from(at);
             clients.restarts.push(Restart {
                 kind: workload.kind,
                 name: workload.name.clone(),
-                at: Time(at),
+                at: MicroTime(at),
             });
         }
     }
     clients
-}
-
-/// The next whole second: a restart must not seem to have come before the change that called for
-/// it.
-fn whole_seconds_from(at: Timestamp) -> Timestamp {
-    let floor = condition::seconds(at);
-    if floor == at {
-        at
-    } else {
-        add(floor, SignedDuration::from_secs(1))
-    }
 }
 
 /// The status of a key that was planned.
@@ -343,6 +347,9 @@ fn report(
             }
             Note::Suspended => continue,
         });
+    }
+    if declaration.store.kind == StoreKind::ConfigMap {
+        sentences.push("everyone with the built-in view role can read it there".to_owned());
     }
     for workload in &clients.absent {
         sentences.push(format!("{workload} is to be restarted but does not exist"));

@@ -29,6 +29,7 @@ use crate::{
                 Class, DefinitionSnafu, DeleteSnafu, Error, ReadSnafu, StatusSnafu, WriteSnafu,
             },
             report::{self, SourceFault},
+            watch,
         },
     },
     domain::{
@@ -100,7 +101,7 @@ async fn bring_about(
     loop {
         let now = clock::now();
         let spared = spared(context, store, observed.as_deref()).await?;
-        let declared = declare(context, declarations, &sources);
+        let declared = declare(context, declarations, &sources, now);
         let stored = recollect(context, store, observed.as_deref());
         let kept = keepsakes(context, store, observed.as_deref(), &stored);
         let input = Input {
@@ -256,7 +257,12 @@ async fn spared(
         ledger
             .into_iter()
             .flat_map(|ledger| ledger.entries.values())
-            .filter_map(|record| Some((record.owner.as_ref()?, record.minted)))
+            .filter_map(|record| {
+                Some((
+                    record.owner.as_ref()?,
+                    record.declared.unwrap_or(record.minted),
+                ))
+            })
             .filter(|(owner, _)| !state.lives(&store.namespace, owner))
             .map(|(owner, since)| (owner.uid.clone(), since))
             .collect()
@@ -264,7 +270,7 @@ async fn spared(
     spare(context, gone).await
 }
 
-/// See [`spared`]; `gone` are UIDs and since when something of theirs stands.
+/// See [`spared`]; `gone` are UIDs and when their resources were created.
 pub(super) async fn spare(
     context: &Context,
     gone: Vec<(String, Timestamp)>,
@@ -290,6 +296,7 @@ fn declare(
     context: &Context,
     declarations: &[Arc<Declaration>],
     sources: &Sources,
+    now: Timestamp,
 ) -> Vec<Declared> {
     let state = context.cache.lock();
     declarations
@@ -308,53 +315,45 @@ fn declare(
             drift: declaration.drift,
             deletion: declaration.deletion,
             suspended: declaration.suspended,
-            distribution: distribution(&state, declaration),
+            distribution: distribution(&state, declaration, now),
             salvage: salvage(&state, declaration),
         })
         .collect()
 }
 
-/// How far the current value of a key has come among its clients.
-fn distribution(state: &State, declaration: &Declaration) -> Distribution {
-    let mut complete: Option<(u32, Timestamp)> = None;
+/// How far the current value of a key has come among its clients. That the last of them has it
+/// counts from when it is seen: the times written beside values are from before the write arrived,
+/// and it may have been long on its way.
+fn distribution(state: &State, declaration: &Declaration, now: Timestamp) -> Distribution {
+    let mut reached: Option<u32> = None;
     for target in &declaration.targets {
         let secret = Name::new(&*declaration.namespace, &*target.secret).secret();
         let Some(copy) = state
             .object(&secret)
             .and_then(|observed| {
-                observed
-                    .copies
-                    .as_ref()?
-                    .entries
-                    .get(&target.entry)
-                    .cloned()
+                let copies = observed.copies.as_ref()?;
+                copies.entries.get(&target.entry).cloned()
             })
             .filter(|copy| copy.owner.uid == declaration.owner.uid)
         else {
             return Distribution::Outstanding;
         };
-        let mut at = copy.at;
-        for workload in &target.restart {
+        let restarted = target.restart.iter().all(|workload| {
             let workload = Workload {
                 namespace: declaration.namespace.clone(),
                 workload: workload.clone(),
             };
-            match (copy.changed, state.restarted(&workload)) {
-                (None, _) => {}
-                (Some(changed), Some(restarted)) if restarted >= changed => at = at.max(restarted),
-                (Some(_), _) => return Distribution::Outstanding,
-            }
+            copy.changed
+                .is_none_or(|changed| state.restarted(&workload).is_some_and(|at| at >= changed))
+        });
+        if !restarted || reached.is_some_and(|generation| generation != copy.generation) {
+            return Distribution::Outstanding;
         }
-        complete = match complete {
-            Some((generation, _)) if generation != copy.generation => {
-                return Distribution::Outstanding;
-            }
-            Some((generation, latest)) => Some((generation, latest.max(at))),
-            None => Some((copy.generation, at)),
-        };
+        reached = Some(copy.generation);
     }
-    complete.map_or(Distribution::None, |(generation, at)| {
-        Distribution::Complete { generation, at }
+    reached.map_or(Distribution::None, |generation| Distribution::Complete {
+        generation,
+        at: now,
     })
 }
 
@@ -476,6 +475,7 @@ async fn perform(
                 object: store.clone(),
             })?;
         context.cache.lock().observe(store.clone(), created);
+        watch::call_followers(context, store);
         return Ok(());
     };
     let emptied = plan.ledger.entries.is_empty();
@@ -491,9 +491,12 @@ async fn perform(
             .context(DeleteSnafu {
                 object: store.clone(),
             })?;
-        let mut state = context.cache.lock();
-        state.lose(store);
-        state.bury(store);
+        {
+            let mut state = context.cache.lock();
+            state.lose(store);
+            state.bury(store);
+        }
+        watch::call_followers(context, store);
         return Ok(());
     }
     if emptied && observed.content.is_none() && plan.changes.is_empty() {
@@ -501,7 +504,8 @@ async fn perform(
     }
     let write = build(context, store, Some(observed), stored, plan);
     let labelled = observed.content.as_deref() == write.content;
-    let booked = observed.ledger.as_ref() == (!emptied).then_some(&plan.ledger);
+    let booked =
+        !observed.recalled && observed.ledger.as_ref() == (!emptied).then_some(&plan.ledger);
     let resealed = write.annotations.contains_key(SEALED_ANNOTATION);
     if labelled && booked && !resealed && plan.changes.is_empty() {
         return Ok(());
@@ -513,13 +517,16 @@ async fn perform(
         .context(WriteSnafu {
             object: store.clone(),
         })?;
-    let mut state = context.cache.lock();
-    if patched.content.is_some() {
-        state.observe(store.clone(), patched);
-    } else {
-        state.lose(store);
-        state.bury(store);
+    {
+        let mut state = context.cache.lock();
+        if patched.content.is_some() {
+            state.observe(store.clone(), patched);
+        } else {
+            state.lose(store);
+            state.bury(store);
+        }
     }
+    watch::call_followers(context, store);
     Ok(())
 }
 
@@ -631,8 +638,10 @@ async fn conclude(
         for client in &facts.outstanding {
             context.queue.soon(Item::Client(client.clone()));
         }
-        // A status that says "being handed out" would be overtaken within the second.
-        if unplaced && declaration.status.conditions.is_empty() && verdict.problem.is_none() {
+        // A status that says "being handed out" would be overtaken within the second; so would one
+        // written before it is known what stands in the way.
+        let overtaken = facts.unsure || (unplaced && declaration.status.conditions.is_empty());
+        if overtaken && verdict.problem.is_none() {
             continue;
         }
         let status = report::status(

@@ -440,15 +440,23 @@ impl Holders {
 fn call_for_object(context: &Context, object: &StoreRef, copies: bool) {
     let name = Name::new(&*object.namespace, &*object.name);
     context.queue.soon(if copies {
-        Item::Client(name.clone())
+        Item::Client(name)
     } else {
         Item::Store(object.clone())
     });
-    if object.kind == StoreKind::Secret {
-        let followers = context.cache.lock().following(&name);
-        for follower in followers {
-            context.queue.soon(Item::Store(follower.store.clone()));
-        }
+    call_followers(context, object);
+}
+
+/// Keys that follow an object of ours. Call it after a write of our own as well: the watch then
+/// tells nothing new.
+pub(super) fn call_followers(context: &Context, object: &StoreRef) {
+    if object.kind != StoreKind::Secret {
+        return;
+    }
+    let name = Name::new(&*object.namespace, &*object.name);
+    let followers = context.cache.lock().following(&name);
+    for follower in followers {
+        context.queue.soon(Item::Store(follower.store.clone()));
     }
 }
 

@@ -38,7 +38,8 @@ pub async fn look(context: &Context, workload: &Workload) -> Result<Option<Times
     let changed = {
         let mut state = context.cache.lock();
         let before = state.workload_failures.remove(workload);
-        let changed = before != report;
+        let first = state.looked.insert(Item::Workload(workload.clone()));
+        let changed = first || before != report;
         if let Some(report) = report {
             state.workload_failures.insert(workload.clone(), report);
         }

@@ -53,18 +53,19 @@ impl Cluster {
             .prefix("claviger-")
             .tempdir()
             .unwrap();
-        let cluster = Self {
+        let mut cluster = Self {
             kubeconfig: directory.path().join("kubeconfig"),
             url: String::new(),
             audit: directory.path().join("audit.log"),
             directory,
             process: std::sync::Mutex::new(None),
         };
-        cluster.boot().await
+        cluster.url = cluster.boot().await;
+        cluster
     }
 
-    /// Starts the process on what state there is.
-    async fn boot(mut self) -> Self {
+    /// Starts the process on what state there is; answers its address.
+    async fn boot(&self) -> String {
         let log = std::fs::File::create(self.directory.path().join("controlplane.log")).unwrap();
         let mut process = Command::new(tool("controlplane"))
             .arg("--dir")
@@ -89,16 +90,16 @@ impl Cluster {
             let log = std::fs::read_to_string(self.directory.path().join("controlplane.log"));
             panic!("the control plane ended: {}", log.unwrap_or_default())
         });
-        self.url = ready.strip_prefix("ready ").unwrap().to_owned();
-        self.process = std::sync::Mutex::new(Some(process));
-        self
+        *self.process.lock().unwrap() = Some(process);
+        ready.strip_prefix("ready ").unwrap().to_owned()
     }
 
     /// Kills the process and starts it again on the same state.
-    pub(crate) async fn kill_and_restart(self) -> Self {
+    pub(crate) async fn kill_and_restart(&self) {
         let mut process = self.process.lock().unwrap().take().unwrap();
         process.kill().await.unwrap();
-        self.boot().await
+        let url = self.boot().await;
+        assert_eq!(url, self.url, "the address survives");
     }
 
     /// Sends the process a signal such as `STOP` or `CONT`.
@@ -181,13 +182,13 @@ impl Cluster {
         ];
         self.kubectl(&wait, "").await.unwrap();
         if manifests.contains("kind: ValidatingAdmissionPolicyBinding") {
-            self.policies_in_force(client).await;
+            self.policies_in_force(client, namespace).await;
         }
     }
 
     /// A policy takes effect some seconds after it was made: try something that one refuses.
-    async fn policies_in_force(&self, client: Client) {
-        let secrets = Api::<Secret>::namespaced(client, "default");
+    async fn policies_in_force(&self, client: Client, namespace: &str) {
+        let secrets = Api::<Secret>::namespaced(client, namespace);
         eventually(
             "the admission policies to be in force",
             Duration::from_mins(1),

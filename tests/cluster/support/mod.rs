@@ -1,8 +1,11 @@
 //! What the tests stand on.
 
+pub(crate) mod actors;
 pub(crate) mod control_plane;
+pub(crate) mod keeper;
 pub(crate) mod operator;
 pub(crate) mod proxy;
+pub(crate) mod record;
 pub(crate) mod space;
 
 pub(crate) use control_plane::Cluster;

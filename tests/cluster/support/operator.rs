@@ -26,6 +26,10 @@ pub(crate) struct Options {
     pub(crate) host_reload_delay: &'static str,
     pub(crate) restart_delay: &'static str,
     pub(crate) log_level: &'static str,
+    pub(crate) log_format: &'static str,
+    /// What the process calls itself; something else at every start when left out. One that comes
+    /// back under the same name takes its own lease at once.
+    pub(crate) identity: Option<String>,
     /// The apiserver's address, when something stands in between.
     pub(crate) server: Option<String>,
     /// Namespaces to look after; the test's own when empty.
@@ -38,6 +42,8 @@ impl Default for Options {
             host_reload_delay: "1s",
             restart_delay: "500ms",
             log_level: "info,claviger=trace",
+            log_format: "text",
+            identity: None,
             server: None,
             namespaces: Vec::new(),
         }
@@ -59,6 +65,7 @@ pub(crate) struct Launcher {
     args: Vec<String>,
     log: PathBuf,
     number: u32,
+    identity: Option<String>,
 }
 
 static OPERATORS: AtomicU32 = AtomicU32::new(0);
@@ -97,13 +104,36 @@ impl Launcher {
             options.restart_delay,
             "--log-level",
             options.log_level,
+            "--log-format",
+            options.log_format,
         ];
         Self {
             kubeconfig,
             args: args.map(str::to_owned).to_vec(),
             log: directory.join(format!("operator-{number}.log")),
             number,
+            identity: options.identity.clone(),
         }
+    }
+
+    /// The name of the leader's lease.
+    pub(crate) fn lease(&self) -> String {
+        format!("claviger-test-{}", self.number)
+    }
+
+    /// The ServiceAccount token with which it asks.
+    pub(crate) fn token(&self) -> String {
+        let text = std::fs::read_to_string(&self.kubeconfig).unwrap();
+        let kubeconfig: serde_json::Value = serde_json::from_str(&text).unwrap();
+        kubeconfig["users"][0]["user"]["token"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Everything that its processes logged.
+    pub(crate) fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Starts the process without waiting for anything.
@@ -116,12 +146,16 @@ impl Launcher {
             .append(true)
             .open(&self.log)
             .unwrap();
+        let identity = self
+            .identity
+            .clone()
+            .unwrap_or_else(|| format!("test-{}-{port}", self.number));
         let child = Command::new(env!("CARGO_BIN_EXE_claviger"))
             .args(&self.args)
             .args(["--admin-address", &admin])
             .env_clear()
             .env("KUBECONFIG", &self.kubeconfig)
-            .env("CLAVIGER_IDENTITY", format!("test-{}-{port}", self.number))
+            .env("CLAVIGER_IDENTITY", identity)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -157,19 +191,15 @@ impl Operator {
 
     /// Waits until it leads and its caches are filled.
     pub(crate) async fn leads(&self) {
-        eventually(
-            "the operator to lead",
-            Duration::from_secs(60),
-            async || {
-                let metrics = self.get("/metrics").await?;
-                let ready = self.get("/readyz").await?;
-                if metrics.contains("claviger_leader 1") && ready == "ok\n" {
-                    Ok(())
-                } else {
-                    Err(ready)
-                }
-            },
-        )
+        eventually("the operator to lead", Duration::from_mins(1), async || {
+            let metrics = self.get("/metrics").await?;
+            let ready = self.get("/readyz").await?;
+            if metrics.contains("claviger_leader 1") && ready == "ok\n" {
+                Ok(())
+            } else {
+                Err(ready)
+            }
+        })
         .await;
     }
 

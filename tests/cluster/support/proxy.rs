@@ -6,15 +6,17 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Request, State},
     http::{Method, StatusCode},
     response::{IntoResponse, Response},
 };
+use futures::{StreamExt, stream};
 use kube::{Client, Config};
 
 use super::Cluster;
@@ -25,6 +27,13 @@ pub(crate) enum Verdict {
     Pass,
     /// Answers in the apiserver's stead.
     Answer(StatusCode, String),
+    /// Passes it on after a while.
+    Delay(Duration),
+    /// Passes it on and breaks the connection off, at the latest after a while: the beginning of the
+    /// answer may come back.
+    Cut(Duration),
+    /// Breaks the connection off without passing it on.
+    Break,
     /// Passes it on; the answer never comes back: `then` happens instead.
     PassThen(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// Does not pass it on: `then` happens instead.
@@ -37,9 +46,17 @@ pub(crate) struct Seen {
     pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) query: String,
+    pub(crate) body: Bytes,
 }
 
 impl Seen {
+    /// Whether the request is a watch.
+    pub(crate) fn watches(&self) -> bool {
+        self.query
+            .split('&')
+            .any(|pair| pair == "watch=true" || pair == "watch=1")
+    }
+
     /// Whether the request changes something that matters (a lease, an event does not).
     pub(crate) fn writes(&self) -> bool {
         self.method != Method::GET
@@ -94,17 +111,43 @@ impl Proxy {
 }
 
 async fn pass(State(passing): State<Passing>, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    parts.headers.remove("host");
+    // A caller that was killed in mid-request asked for nothing.
+    let Ok(body) = axum::body::to_bytes(body, 16 << 20).await else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
     let seen = Seen {
-        method: request.method().clone(),
-        path: request.uri().path().to_owned(),
-        query: request.uri().query().unwrap_or_default().to_owned(),
+        method: parts.method.clone(),
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        body: body.clone(),
     };
     let judge = Arc::clone(&*passing.judge.lock().unwrap());
-    match judge(&seen) {
+    let verdict = judge(&seen);
+    let request = http::Request::from_parts(parts, kube::client::Body::from(body));
+    match verdict {
         Verdict::Pass => forward(&passing.upstream, request).await,
         Verdict::Answer(code, body) => {
-            (code, [("content-type", "application/json")], body).into_response()
+            let mut answer = (code, [("content-type", "application/json")], body).into_response();
+            if code == StatusCode::TOO_MANY_REQUESTS || code == StatusCode::SERVICE_UNAVAILABLE {
+                answer
+                    .headers_mut()
+                    .insert("retry-after", http::HeaderValue::from_static("1"));
+            }
+            answer
         }
+        Verdict::Delay(wait) => {
+            tokio::time::sleep(wait).await;
+            forward(&passing.upstream, request).await
+        }
+        Verdict::Cut(wait) => {
+            let (parts, body) = forward(&passing.upstream, request).await.into_parts();
+            let until = tokio::time::sleep(wait);
+            let beginning = body.into_data_stream().take_until(until);
+            Response::from_parts(parts, Body::from_stream(beginning.chain(broken())))
+        }
+        Verdict::Break => Body::from_stream(broken()).into_response(),
         Verdict::PassThen(then) => {
             forward(&passing.upstream, request).await;
             then.await;
@@ -117,11 +160,16 @@ async fn pass(State(passing): State<Passing>, request: Request) -> Response {
     }
 }
 
-async fn forward(upstream: &Client, request: Request) -> Response {
-    let (mut parts, body) = request.into_parts();
-    parts.headers.remove("host");
-    let body = axum::body::to_bytes(body, 16 << 20).await.unwrap();
-    let request = http::Request::from_parts(parts, kube::client::Body::from(body));
+/// The end of a connection that breaks.
+fn broken() -> impl futures::Stream<Item = Result<Bytes, axum::Error>> {
+    stream::once(async {
+        Err(axum::Error::new(std::io::Error::other(
+            "broken off by the test",
+        )))
+    })
+}
+
+async fn forward(upstream: &Client, request: http::Request<kube::client::Body>) -> Response {
     match upstream.send(request).await {
         Ok(answer) => answer.map(Body::new),
         Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),

@@ -1,0 +1,899 @@
+//! A whole life of keys with everything logged: no value of a key, however it was come by, and no
+//! other secret is found anywhere but in Secrets.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::http::StatusCode;
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use http::Method;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::support::{
+    Operator, Options, Space,
+    operator::Launcher,
+    proxy::{Proxy, Seen, Verdict, status},
+    record::seal_key,
+    space::{condition, host_key},
+};
+
+/// What is looked for, in the forms in which it might be found.
+#[derive(Default)]
+struct Needles {
+    forms: Vec<(String, String)>,
+}
+
+impl Needles {
+    /// Looks for a secret; `what` says which one, when it is found.
+    fn add(&mut self, what: &str, secret: &[u8]) {
+        let mut forms = vec![
+            hex(secret),
+            inner(&STANDARD.encode(secret)),
+            inner(&STANDARD_NO_PAD.encode(secret)),
+            inner(&URL_SAFE_NO_PAD.encode(secret)),
+            // As the bytes are shown by a derived `Debug`.
+            secret
+                .iter()
+                .take(16)
+                .map(u8::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+            secret
+                .iter()
+                .take(16)
+                .map(u8::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
+        ];
+        if let Ok(text) = str::from_utf8(secret) {
+            forms.push(text.to_owned());
+            // Cut off, as some messages do with long texts.
+            forms.push(text.chars().take(24).collect());
+        }
+        let forms = forms.into_iter().filter(|form| form.len() >= 8);
+        self.forms.extend(forms.map(|form| (what.to_owned(), form)));
+    }
+
+    /// What is found in a text: which secret, and around where.
+    fn find(&self, place: &str, text: &str) -> Vec<String> {
+        let found = |(what, form): &(String, String)| {
+            let at = text.find(form.as_str())?;
+            let begin = text.floor_char_boundary(at.saturating_sub(160));
+            let end = text.ceil_char_boundary((at + form.len() + 40).min(text.len()));
+            Some(format!("{what} in {place}: …{}…", &text[begin..end]))
+        };
+        self.forms.iter().filter_map(found).collect()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Without the last group, which depends on what follows.
+fn inner(base64: &str) -> String {
+    base64.chars().take(base64.len() / 4 * 4 - 4).collect()
+}
+
+/// Looks everywhere.
+async fn search(
+    needles: &Needles,
+    space: &Space,
+    launcher: &Launcher,
+    operator: &Operator,
+    heard: &[String],
+) -> Vec<String> {
+    let mut found = needles.find("the log", &launcher.logged());
+    for text in heard {
+        found.extend(needles.find("an answer of the operator", text));
+    }
+    let cluster = &space.cluster;
+    for kind in [
+        "functionkeys",
+        "configmaps",
+        "events",
+        "events.events.k8s.io",
+        "deployments",
+        "replicasets",
+        "serviceaccounts",
+        "roles",
+        "rolebindings",
+        "leases",
+    ] {
+        for namespace in [&*space.name, "claviger-system"] {
+            let get = [
+                "get",
+                kind,
+                "--namespace",
+                namespace,
+                "--output",
+                "json",
+                "--show-managed-fields",
+            ];
+            found.extend(needles.find(kind, &cluster.kubectl(&get, "").await.unwrap()));
+        }
+    }
+    let get = [
+        "get",
+        "crd",
+        "functionkeys.claviger.dev",
+        "--output",
+        "json",
+        "--show-managed-fields",
+    ];
+    found.extend(needles.find("the definition", &cluster.kubectl(&get, "").await.unwrap()));
+    // Labels and annotations of Secrets are read by more people than their data, and are in backups.
+    let get = [
+        "get",
+        "secrets",
+        "--namespace",
+        &space.name,
+        "--output",
+        "jsonpath={.items[*].metadata}",
+    ];
+    found.extend(needles.find(
+        "the metadata of Secrets",
+        &cluster.kubectl(&get, "").await.unwrap(),
+    ));
+    found.extend(needles.find(
+        "the audit log",
+        &std::fs::read_to_string(&cluster.audit).unwrap(),
+    ));
+    let process = format!("/proc/{}", operator.pid);
+    for file in ["cmdline", "environ", "comm", "status"] {
+        let text = std::fs::read(Path::new(&process).join(file)).unwrap();
+        found.extend(needles.find(file, &String::from_utf8_lossy(&text)));
+    }
+    for descriptor in std::fs::read_dir(Path::new(&process).join("fd")).unwrap() {
+        let Ok(target) = std::fs::read_link(descriptor.unwrap().path()) else {
+            continue;
+        };
+        if target.is_file() && target != launcher_log(operator) {
+            found.push(format!("the operator holds {} open", target.display()));
+        }
+    }
+    found
+}
+
+fn launcher_log(operator: &Operator) -> std::path::PathBuf {
+    std::fs::canonicalize(&operator.log).unwrap()
+}
+
+/// Injected answers: which request, and what it gets.
+type Trap = (Method, String, bool, StatusCode, String);
+
+/// Answers in the apiserver's stead, once each.
+#[derive(Clone, Default)]
+struct Traps(Arc<Mutex<Vec<Trap>>>);
+
+impl Traps {
+    fn set(&self, method: Method, path: &str, watch: bool, code: u16, body: String) {
+        self.0.lock().unwrap().push((
+            method,
+            path.to_owned(),
+            watch,
+            StatusCode::from_u16(code).unwrap(),
+            body,
+        ));
+    }
+
+    fn judge(&self, seen: &Seen) -> Verdict {
+        let mut traps = self.0.lock().unwrap();
+        let hit = traps.iter().position(|(method, path, watch, ..)| {
+            seen.method == *method && seen.path.ends_with(path.as_str()) && seen.watches() == *watch
+        });
+        match hit {
+            Some(hit) => {
+                let (.., code, body) = traps.remove(hit);
+                Verdict::Answer(code, body)
+            }
+            None => Verdict::Pass,
+        }
+    }
+
+    async fn sprung(&self) {
+        crate::support::eventually(
+            "the traps to be sprung",
+            Duration::from_secs(40),
+            async || {
+                let left = self.0.lock().unwrap().clone();
+                if left.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "{:?}",
+                        left.iter()
+                            .map(|trap| (&trap.0, &trap.1, trap.2))
+                            .collect::<Vec<_>>()
+                    ))
+                }
+            },
+        )
+        .await;
+    }
+}
+
+/// Texts that are not values of keys but must not be told either.
+struct Canaries {
+    made: BTreeMap<String, String>,
+}
+
+impl Canaries {
+    /// A new one; it is looked for under this name.
+    fn make(&mut self, what: &str) -> String {
+        let canary = format!(
+            "cAnArY{}xQ7zK9wE2rT5{}",
+            what.replace(' ', ""),
+            self.made.len()
+        );
+        self.made.insert(what.to_owned(), canary.clone());
+        canary
+    }
+}
+
+async fn live(format: &'static str) {
+    let space = Space::new("leak").await;
+    let (_, seal) = {
+        // Makes the seal key.
+        let first = Operator::start(&space, Options::default()).await;
+        first.kill().await;
+        seal_key(&space).await
+    };
+    let proxy = Proxy::start(&space.cluster).await;
+    let traps = Traps::default();
+    let mut canaries = Canaries {
+        made: BTreeMap::new(),
+    };
+    let judge = traps.clone();
+    let flooded = Arc::new(AtomicBool::new(true));
+    let cut = Arc::clone(&flooded);
+    proxy.judge(move |seen| {
+        // Watches end often, so that there are lists and new watches to be answered wrongly.
+        match judge.judge(seen) {
+            Verdict::Pass if seen.watches() && cut.load(Ordering::SeqCst) => {
+                Verdict::Cut(Duration::from_millis(1500))
+            }
+            verdict => verdict,
+        }
+    });
+    let options = Options {
+        host_reload_delay: "200ms",
+        restart_delay: "200ms",
+        log_level: "trace",
+        log_format: format,
+        server: Some(proxy.url.clone()),
+        identity: Some("the-same-again".to_owned()),
+        ..Options::default()
+    };
+    let launcher = Launcher::new(&space, &options).await;
+
+    // What cannot be read, at the very start: the seal key, and a list of Secrets.
+    let unreadable = |canary: &str| {
+        json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "n"}, "data": canary})
+            .to_string()
+    };
+    let listed = |canary: &str| {
+        let item = json!({"metadata": {"name": "n", "resourceVersion": "1"}, "data": canary});
+        json!({"kind": "SecretList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": [item]}).to_string()
+    };
+    let told = |canary: &str| {
+        let secret = json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "n", "resourceVersion": "1"}, "data": canary});
+        format!("{}\n", json!({"type": "MODIFIED", "object": secret}))
+    };
+    let seal_path = "/secrets/claviger-seal-key";
+    traps.set(
+        Method::GET,
+        seal_path,
+        false,
+        200,
+        unreadable(&canaries.make("unreadable seal key")),
+    );
+    traps.set(
+        Method::GET,
+        seal_path,
+        false,
+        200,
+        canaries.make("seal key that is no JSON"),
+    );
+    traps.set(
+        Method::GET,
+        seal_path,
+        false,
+        500,
+        canaries.make("failure with the seal key"),
+    );
+    traps.set(
+        Method::GET,
+        seal_path,
+        false,
+        400,
+        status(
+            400,
+            "BadRequest",
+            &canaries.make("refusal with the seal key"),
+        ),
+    );
+    traps.set(
+        Method::GET,
+        "/secrets",
+        false,
+        200,
+        listed(&canaries.make("unreadable list")),
+    );
+    traps.set(
+        Method::GET,
+        "/secrets",
+        false,
+        200,
+        canaries.make("list that is no JSON"),
+    );
+    traps.set(
+        Method::GET,
+        "/secrets",
+        true,
+        200,
+        told(&canaries.make("unreadable event")),
+    );
+    traps.set(
+        Method::GET,
+        "/secrets",
+        true,
+        200,
+        format!("{}\n", canaries.make("event that is no JSON")),
+    );
+    let expired = status(410, "Expired", &canaries.make("end of a watch"));
+    traps.set(
+        Method::GET,
+        "/secrets",
+        true,
+        200,
+        format!("{{\"type\":\"ERROR\",\"object\":{expired}}}\n"),
+    );
+    let operator = launcher.spawn();
+    operator.leads().await;
+
+    // Minted, handed out, restarted.
+    space.put_deployment("web").await;
+    let handed = json!([{"secretRef": {"name": "client", "key": "KEY"}, "restart": [{"kind": "Deployment", "name": "web"}]}]);
+    space
+        .declare(
+            "minted",
+            host_key(
+                "minted",
+                json!({"rotation": {"overlap": "2s"}, "distributeTo": handed}),
+            ),
+        )
+        .await;
+    space.declare("function", json!({
+        "storage": {"secret": {"name": "keys"}}, "scope": "Function", "functionName": "Orders",
+    })).await;
+    space
+        .declare(
+            "master",
+            json!({"storage": {"secret": {"name": "keys"}}, "scope": "Master"}),
+        )
+        .await;
+    space.declare("system", json!({"storage": {"secret": {"name": "keys"}}, "scope": "System", "keyName": "durabletask_extension"})).await;
+    // Adopted.
+    let adopted = [
+        ("host.master", "adopted-master-Zq7vX2mK9rT4wY8bN3cH6j"),
+        (
+            "host.function.adopted",
+            "adopted-host-Zq7vX2mK9rT4wY8bN3cH6j",
+        ),
+    ];
+    space.put_secret("old-keys", &adopted).await;
+    space.declare("adopted", json!({"storage": {"secret": {"name": "old-keys"}}, "scope": "Host", "keyName": "adopted"})).await;
+    // Supplied.
+    space
+        .put_secret(
+            "source",
+            &[("value", "supplied-one-Zq7vX2mK9rT4wY8bN3cH6jL1")],
+        )
+        .await;
+    let from = |secret: &str| json!({"valueFrom": {"secretKeyRef": {"name": secret, "key": "value"}}, "rotation": {"overlap": "1s"}});
+    space
+        .declare("supplied", host_key("supplied", from("source")))
+        .await;
+    for key in [
+        "minted", "function", "master", "system", "adopted", "supplied",
+    ] {
+        space.ready(key).await;
+    }
+    // Refused: values that cannot serve, each of them somebody's password perhaps.
+    let minted = space.data("keys").await["host.function.minted"].clone();
+    let wrong = [
+        ("weak", "hunter2hunter2".to_owned()),
+        (
+            "line-end",
+            format!("{}\n", canaries.make("value with a line end")),
+        ),
+        (
+            "space",
+            format!("{} and more", canaries.make("value with a space")),
+        ),
+        (
+            "not-ascii",
+            format!("{}ü", canaries.make("value with an umlaut")),
+        ),
+        ("mistyped", minted.replacen(&minted[..3], "xyz", 1)),
+        ("long", canaries.make("value that is too long").repeat(400)),
+    ];
+    for (name, value) in &wrong {
+        space
+            .put_secret(&format!("source-{name}"), &[("value", value)])
+            .await;
+        space
+            .declare(name, host_key(name, from(&format!("source-{name}"))))
+            .await;
+    }
+    for (name, _) in &wrong {
+        space
+            .until(name, "refused", |status| {
+                condition(status, "Ready") == "False"
+            })
+            .await;
+    }
+    // Conflicts: two for one entry, and an entry of somebody else's.
+    space.declare("second", host_key("minted", json!({}))).await;
+    space.not_ready("second", "Conflict").await;
+    space
+        .put_secret("theirs", &[("KEY", "somebody-elses-password-8812-kmwq")])
+        .await;
+    let theirs = json!({"distributeTo": [{"secretRef": {"name": "theirs", "key": "KEY"}}]});
+    space
+        .declare("intruder", host_key("intruder", theirs))
+        .await;
+    space.not_ready("intruder", "TargetConflict").await;
+
+    // Turned, revoked; the source changes.
+    space
+        .change("minted", json!({"spec": {"rotation": {"generation": 1}}}))
+        .await;
+    space
+        .put_secret(
+            "source",
+            &[("value", "supplied-two-Zq7vX2mK9rT4wY8bN3cH6jL1")],
+        )
+        .await;
+    space
+        .change("function", json!({"spec": {"rotation": {"generation": 1}}}))
+        .await;
+    let at = |generation| {
+        move |status: &claviger::api::v1alpha1::FunctionKeyStatus| {
+            condition(status, "Ready") == "True"
+                && status
+                    .rotation
+                    .as_ref()
+                    .is_some_and(|rotation| rotation.generation == generation)
+        }
+    };
+    for key in ["minted", "function", "supplied"] {
+        space.until(key, "turned", at(2)).await;
+    }
+    space
+        .change(
+            "minted",
+            json!({"spec": {"rotation": {"revokeGeneration": 1}}}),
+        )
+        .await;
+    space
+        .change(
+            "master",
+            json!({"spec": {"rotation": {"revokeGeneration": 1}}}),
+        )
+        .await;
+    space.until("minted", "revoked", at(3)).await;
+    space.until("master", "revoked", at(2)).await;
+
+    // The host drops one key and renews another.
+    let mut data = space.data("keys").await;
+    let dropped = data.remove("functions.orders.default").unwrap();
+    data.insert(
+        "host.function.minted".to_owned(),
+        "renewed-by-the-host-Zq7vX2mK9rT4wY8bN3".to_owned(),
+    );
+    data.insert(
+        "host.function.supplied".to_owned(),
+        "undone-of-the-host-Zq7vX2mK9rT4wY8bN3".to_owned(),
+    );
+    space.host_writes("keys", &data).await;
+    space
+        .until_data("keys", "be mended", |data| {
+            data.get("functions.orders.default") == Some(&dropped)
+                && data["host.function.supplied"].starts_with("supplied-two")
+        })
+        .await;
+    space.until("minted", "adopted anew", at(4)).await;
+
+    // Refused by the apiserver, in words that quote what was written; and answers nobody can read.
+    let quote = |code: u16, reason: &str, canary: String| {
+        status(
+            code,
+            reason,
+            &format!("Secret \"keys\" is invalid: data[x]: Invalid value: \"{canary}\""),
+        )
+    };
+    let denied = |canary: &str| {
+        format!(
+            "admission webhook \"guard.example.com\" denied the request: value {canary} is too short"
+        )
+    };
+    let keys = format!("/namespaces/{}/secrets/keys", space.name);
+    let client = format!("/namespaces/{}/secrets/client", space.name);
+    for path in [&keys, &client] {
+        traps.set(
+            Method::PATCH,
+            path,
+            false,
+            422,
+            quote(422, "Invalid", canaries.make(&format!("422 for {path}"))),
+        );
+        traps.set(
+            Method::PATCH,
+            path,
+            false,
+            403,
+            status(
+                403,
+                "Forbidden",
+                &denied(&canaries.make(&format!("403 for {path}"))),
+            ),
+        );
+        traps.set(
+            Method::PATCH,
+            path,
+            false,
+            400,
+            status(
+                400,
+                "BadRequest",
+                &denied(&canaries.make(&format!("400 for {path}"))),
+            ),
+        );
+        traps.set(
+            Method::PATCH,
+            path,
+            false,
+            200,
+            unreadable(&canaries.make(&format!("unreadable answer for {path}"))),
+        );
+        traps.set(
+            Method::PATCH,
+            path,
+            false,
+            200,
+            canaries.make(&format!("no JSON for {path}")),
+        );
+        traps.set(
+            Method::PATCH,
+            path,
+            false,
+            500,
+            canaries.make(&format!("500 for {path}")),
+        );
+        traps.set(
+            Method::PATCH,
+            path,
+            false,
+            409,
+            status(409, "Conflict", &canaries.make(&format!("409 for {path}"))),
+        );
+        traps.set(
+            Method::GET,
+            path,
+            false,
+            200,
+            unreadable(&canaries.make(&format!("unreadable {path}"))),
+        );
+    }
+    let status_path = "/functionkeys/minted/status";
+    traps.set(
+        Method::PATCH,
+        status_path,
+        false,
+        200,
+        canaries.make("status that is no JSON"),
+    );
+    traps.set(
+        Method::PATCH,
+        status_path,
+        false,
+        422,
+        quote(422, "Invalid", canaries.make("status refused")),
+    );
+    traps.set(
+        Method::PATCH,
+        "/deployments/web",
+        false,
+        422,
+        quote(422, "Invalid", canaries.make("restart refused")),
+    );
+    let lease_path = format!("/leases/{}", launcher.lease());
+    traps.set(
+        Method::PUT,
+        &lease_path,
+        false,
+        200,
+        json!({"spec": canaries.make("unreadable lease")}).to_string(),
+    );
+    for path in ["/secrets", "/configmaps"] {
+        let expired = status(
+            410,
+            "Expired",
+            &canaries.make(&format!("end of a watch at {path}")),
+        );
+        traps.set(
+            Method::GET,
+            path,
+            true,
+            200,
+            format!("{{\"type\":\"ERROR\",\"object\":{expired}}}\n"),
+        );
+        traps.set(
+            Method::GET,
+            path,
+            false,
+            200,
+            listed(&canaries.make(&format!("unreadable list at {path}"))),
+        );
+        traps.set(
+            Method::GET,
+            path,
+            true,
+            200,
+            told(&canaries.make(&format!("unreadable event at {path}"))),
+        );
+        traps.set(
+            Method::GET,
+            path,
+            true,
+            403,
+            status(
+                403,
+                "Forbidden",
+                &denied(&canaries.make(&format!("403 at {path}"))),
+            ),
+        );
+    }
+    for generation in 5..9 {
+        space
+            .change(
+                "minted",
+                json!({"spec": {"rotation": {"generation": generation}}}),
+            )
+            .await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    let heard_while = [
+        operator.get("/metrics").await.unwrap(),
+        operator.get("/readyz").await.unwrap(),
+    ];
+    traps.sprung().await;
+    // A source that cannot be read.
+    traps.set(
+        Method::GET,
+        "/secrets/source",
+        false,
+        200,
+        unreadable(&canaries.make("unreadable source")),
+    );
+    space
+        .put_secret(
+            "source",
+            &[("value", "supplied-three-Zq7vX2mK9rT4wY8bN3cH6jL1")],
+        )
+        .await;
+    traps.sprung().await;
+    flooded.store(false, Ordering::SeqCst);
+    for key in ["minted", "function", "supplied"] {
+        space.ready(key).await;
+    }
+    // Taken back.
+    for key in ["adopted", "system", "second"] {
+        space.undeclare(key).await;
+    }
+    space
+        .until_data("old-keys", "be let go", |data| {
+            !data.contains_key("host.function.adopted")
+        })
+        .await;
+    space
+        .keys()
+        .patch(
+            "function",
+            &PatchParams::default(),
+            &Patch::Merge(json!({"spec": {"suspend": true}})),
+        )
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    // The search.
+    let mut needles = Needles::default();
+    for (value, entry) in &*space.values.lock().unwrap() {
+        needles.add(&format!("the value of {entry}"), value.as_bytes());
+    }
+    let values = needles.forms.len();
+    for (what, canary) in &canaries.made {
+        needles.add(&format!("the canary ({what})"), canary.as_bytes());
+    }
+    needles.add("the seal key", &seal);
+    needles.add("the operator's token", launcher.token().as_bytes());
+    let mut heard = heard_while.to_vec();
+    for path in ["/metrics", "/readyz", "/livez", "/"] {
+        heard.push(operator.get(path).await.unwrap());
+    }
+    let found = search(&needles, &space, &launcher, &operator, &heard).await;
+    let log = launcher.logged();
+    assert!(
+        found.is_empty(),
+        "{} leaks:\n{}",
+        found.len(),
+        found.join("\n")
+    );
+    // The search does find: what is in every log, and a value planted in one.
+    assert!(values >= 20 * 6, "{values} forms of values");
+    assert!(
+        log.len() > 100_000 && log.contains("TRACE"),
+        "the log is not at its most verbose: {} bytes",
+        log.len()
+    );
+    let planted = space.data("keys").await["host.function.minted"].clone();
+    for form in [
+        planted.clone(),
+        STANDARD.encode(&planted),
+        format!("{:?}", planted.as_bytes()),
+        hex(planted.as_bytes()),
+    ] {
+        assert!(
+            !needles
+                .find("a planted log", &format!("{log} {form} more"))
+                .is_empty(),
+            "not found: {form}"
+        );
+    }
+    assert!(!log.contains("panicked"));
+    let forms = needles.forms.len();
+    println!(
+        "{format}: {forms} forms of {} secrets looked for in {} bytes of log",
+        space.values.lock().unwrap().len() + canaries.made.len() + 2,
+        log.len()
+    );
+    assert!(operator.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_value_is_told_in_text_logs_or_anywhere_else() {
+    live("text").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_value_is_told_in_json_logs_or_anywhere_else() {
+    live("json").await;
+}
+
+/// Runs the binary; answers everything it printed.
+async fn told(args: &[&str], environment: &[(&str, &str)], input: &str) -> String {
+    use tokio::io::AsyncWriteExt;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_claviger"))
+        .args(args)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // It may have ended without reading.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    let output = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    [output.stdout, output.stderr]
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_repeats_no_value_that_it_is_given() {
+    let mut needles = Needles::default();
+    let mut values: Vec<String> = Vec::new();
+    for scope in ["function", "host", "system", "master"] {
+        let minted = told(&["key", "mint", "--scope", scope], &[], "").await;
+        values.push(minted.trim().to_owned());
+    }
+    values.push(values[0].replacen(&values[0][..3], "xyz", 1));
+    values.push("hunter2-kq88-pasted-by-mistake".to_owned());
+    for value in &values {
+        needles.add("a value", value.as_bytes());
+    }
+    let mut told_all = Vec::new();
+    let all = values.join("\n");
+    for args in [
+        &["key", "inspect"][..],
+        &["key", "verify", "--scope", "host"],
+        &["key", "verify", "--scope", "master"],
+    ] {
+        let said = told(args, &[], &all).await;
+        assert!(!said.is_empty());
+        told_all.push((args.join(" "), said));
+    }
+    for value in &values {
+        let flag = format!("--{value}");
+        let long = format!("--scope={value}");
+        for args in [
+            &[value.as_str()][..],
+            &["key", value],
+            &["key", "inspect", value],
+            &["key", "inspect", &flag],
+            &["key", "verify", value],
+            &["key", "verify", "--scope", value],
+            &["key", "verify", &long],
+            &["key", "verify", "--scope", "host", value],
+            &["key", "mint", "--scope", "host", "--count", value],
+            &["key", "mint", "--scope", value],
+            &["crds", value],
+            &["controller", value],
+            &["controller", "--admin-address", value],
+            &["controller", "--host-reload-delay", value],
+            &["controller", "--log-format", value],
+            &["controller", "--log-level", value],
+            &["controller", "--workers", value],
+            &["run", &flag],
+            &["status", value],
+            &["rotate", "name", value],
+            &["help", value],
+        ] {
+            let said = told(args, &[], "").await;
+            told_all.push((args[..args.len() - 1].join(" "), said));
+        }
+        for name in [
+            "CLAVIGER_ADMIN_ADDRESS",
+            "CLAVIGER_LOG_FORMAT",
+            "CLAVIGER_WORKERS",
+            "CLAVIGER_RESTART_DELAY",
+        ] {
+            told_all.push((
+                name.to_owned(),
+                told(&["controller"], &[(name, value)], "").await,
+            ));
+        }
+    }
+    let found: Vec<String> = told_all
+        .iter()
+        .flat_map(|(args, said)| needles.find(args, said))
+        .collect();
+    assert!(
+        found.is_empty(),
+        "{} leaks:\n{}",
+        found.len(),
+        found.join("\n")
+    );
+    assert!(
+        !needles
+            .find("a planted text", &format!("… {} …", values[0]))
+            .is_empty()
+    );
+}

@@ -1,0 +1,45 @@
+//! What a kubelet does for the operator: starts it again whenever it has ended.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use super::operator::Launcher;
+
+/// Keeps one operator running until it is dropped.
+pub(crate) struct Keeper {
+    task: tokio::task::JoinHandle<()>,
+    starts: Arc<AtomicU32>,
+}
+
+impl Keeper {
+    /// Starts an operator and keeps it running.
+    pub(crate) fn start(launcher: Launcher) -> Self {
+        let starts = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&starts);
+        let task = tokio::spawn(async move {
+            loop {
+                let mut operator = launcher.spawn();
+                counted.fetch_add(1, Ordering::SeqCst);
+                operator.ended().await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+        Self { task, starts }
+    }
+
+    /// How often it was started.
+    pub(crate) fn starts(&self) -> u32 {
+        self.starts.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

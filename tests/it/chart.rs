@@ -1,0 +1,996 @@
+//! The charts: what they render, what they refuse, and that they fit the binary.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use clap::Parser;
+use claviger::{
+    cli,
+    domain::plan::Occurrence,
+    metrics::{Census, Metrics},
+};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs Helm; answers what it prints, or what it complains of.
+fn helm(args: &[&str]) -> Result<String, String> {
+    let tool = root().join("target/tools/helm");
+    assert!(tool.exists(), "helm is missing: run `make tools` first");
+    let output = Command::new(tool)
+        .args(args)
+        .current_dir(root())
+        .output()
+        .unwrap();
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).unwrap())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+fn template(values: &[&str]) -> Result<String, String> {
+    let release = [
+        "template",
+        "rel",
+        "charts/claviger",
+        "--namespace",
+        "claviger",
+    ];
+    helm(&[&release, values].concat())
+}
+
+fn documents(rendered: &str) -> Vec<Value> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(rendered).unwrap();
+    documents
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .collect()
+}
+
+/// What the chart renders with these values.
+fn objects(values: &[&str]) -> Vec<Value> {
+    let rendered = template(values).unwrap_or_else(|refusal| panic!("{values:?}: {refusal}"));
+    documents(&rendered)
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects
+        .iter()
+        .filter(|object| object["kind"] == kind)
+        .collect()
+}
+
+fn the<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let found = of_kind(objects, kind);
+    assert_eq!(found.len(), 1, "{kind}");
+    found[0]
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+fn texts(value: &Value) -> Vec<&str> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+const MONITORING: [&str; 8] = [
+    "--set",
+    "serviceMonitor.enabled=true,serviceMonitor.renderMode=alwaysRender",
+    "--set",
+    "prometheusRule.enabled=true,prometheusRule.renderMode=alwaysRender",
+    "--set",
+    "grafanaDashboard.enabled=true",
+    "--set",
+    "replicaCount=3",
+];
+
+/// Values as people set them.
+const COMBINATIONS: &[&[&str]] = &[
+    &[],
+    &["--set", "fullnameOverride=other"],
+    &["--set", "nameOverride=keys,namespaceOverride=shop"],
+    &[
+        "--set",
+        "scope.mode=namespaces,scope.namespaces={shop,claviger,default}",
+    ],
+    &["--set", "scope.mode=namespaces,scope.namespaces={shop}"],
+    &["--set", "replicaCount=1"],
+    &["--set", "replicaCount=0"],
+    &["--set", "podDisruptionBudget.minAvailable=1"],
+    &["--set", "podDisruptionBudget.maxUnavailable=50%"],
+    &[
+        "--set",
+        "podDisruptionBudget.enabled=false,networkPolicy.enabled=false,service.enabled=false",
+    ],
+    &MONITORING,
+    &[
+        "--set",
+        "podMonitor.enabled=true,podMonitor.renderMode=alwaysRender",
+    ],
+    &[
+        "--set",
+        "serviceMonitor.enabled=true",
+        "--set",
+        "prometheusRule.enabled=true",
+    ],
+    &[
+        "--set",
+        "serviceMonitor.enabled=true,serviceMonitor.renderMode=failIfMissing",
+        "--api-versions",
+        "monitoring.coreos.com/v1/ServiceMonitor",
+    ],
+    &["--set", "crds.enabled=false"],
+    &["--set", "crds.keep=false", "--set", "crds.annotations.a=b"],
+    &["--set", "policies.enabled=false"],
+    &[
+        "--set",
+        "policies.secretKeepers={system:serviceaccount:backup:restorer,someone@example.com}",
+    ],
+    &[
+        "--set",
+        "serviceAccount.create=false,serviceAccount.name=mine",
+    ],
+    &["--set", "rbac.create=false"],
+    &[
+        "--set",
+        "rbac.aggregateToView=false,rbac.aggregateToEdit=false,rbac.aggregateToAdmin=false",
+    ],
+    &[
+        "--set",
+        "image.registry=r.example:5000,image.digest=sha256:0123456789012345678901234567890123456789012345678901234567890123",
+    ],
+    &[
+        "--set",
+        "global.imageRegistry=r.example,global.priorityClassName=x,global.commonLabels.a=b,commonLabels.a=c,global.foo=bar",
+        "--set",
+        "global.imagePullSecrets[0].name=p",
+        "--set",
+        "imagePullSecrets[0].name=q",
+    ],
+    &[
+        "--set",
+        "hostUsers=false,runtimeClassName=gvisor,priorityClassName=system-cluster-critical",
+    ],
+    &["--set", "livenessProbe=null,readinessProbe=null"],
+    &[
+        "--set-json",
+        r#"extraEnv=[{"name":"CLAVIGER_LOG_LEVEL","value":"debug"}]"#,
+        "--set-json",
+        r#"extraVolumes=[{"name":"v","emptyDir":{}}]"#,
+        "--set-json",
+        r#"extraVolumeMounts=[{"name":"v","mountPath":"/v"}]"#,
+    ],
+    &[
+        "--set-json",
+        r#"extraObjects=[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-x","namespace":"shop"}},"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: yy, namespace: shop}"]"#,
+    ],
+    &[
+        "--set-json",
+        r#"podAnnotations={"a":"b"}"#,
+        "--set-json",
+        r#"podLabels={"c":"d"}"#,
+        "--set-json",
+        r#"tolerations=[{"operator":"Exists"}]"#,
+        "--set-json",
+        r#"affinity={"nodeAffinity":{}}"#,
+        "--set-json",
+        r#"strategy={"type":"Recreate"}"#,
+    ],
+    &[
+        "--set-json",
+        r#"topologySpreadConstraints=[{"maxSkew":1,"topologyKey":"x","whenUnsatisfiable":"DoNotSchedule","labelSelector":{"matchLabels":{"a":"b"}}}]"#,
+    ],
+    &[
+        "--set-json",
+        r#"networkPolicy={"ingressFrom":[{"namespaceSelector":{}}],"apiServer":{"ports":[6443],"to":[{"ipBlock":{"cidr":"10.0.0.1/32"}}]},"dns":{"ports":[53,5353],"to":[{"namespaceSelector":{}}]},"extraEgress":[{}],"extraIngress":[{}]}"#,
+    ],
+    &["--set", "admin.host=[::],admin.port=9000,service.port=80"],
+    &[
+        "--set",
+        "logging.format=text,logging.level=debug,leaderElection.leaseName=x,maxConcurrentReconciles=4",
+    ],
+    &["--set", "hostReloadDelay=1h30m,restartDelay=0s"],
+    &[
+        "--set",
+        "fullnameOverride=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeee12",
+    ],
+];
+
+/// Kinds that belong to no namespace.
+const CLUSTER_SCOPED: [&str; 5] = [
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+
+#[test]
+fn every_combination_of_values_renders_objects_that_fit_each_other() {
+    for values in COMBINATIONS {
+        let objects = objects(values);
+        let mut seen = BTreeSet::new();
+        for object in &objects {
+            let kind = text(object, "/kind");
+            let name = text(object, "/metadata/name");
+            let namespace = text(object, "/metadata/namespace");
+            assert!((1..=63).contains(&name.len()), "{values:?}: {kind} {name}");
+            assert!(
+                seen.insert((kind, namespace, name)),
+                "{values:?}: {kind} {name} twice"
+            );
+            let scoped = !CLUSTER_SCOPED.contains(&kind);
+            assert_eq!(scoped, !namespace.is_empty(), "{values:?}: {kind} {name}");
+        }
+        pods_are_found(&objects, values);
+        subjects_are_the_one_account(&objects, values);
+        the_binary_takes_the_arguments(&objects, values);
+    }
+}
+
+/// What selects pods selects the controller's.
+fn pods_are_found(objects: &[Value], values: &[&str]) {
+    let deployment = the(objects, "Deployment");
+    let pod = &deployment["spec"]["template"];
+    let labels = pod["metadata"]["labels"].as_object().unwrap();
+    for object in objects {
+        let selector = match text(object, "/kind") {
+            "Deployment" | "PodDisruptionBudget" | "PodMonitor" => {
+                &object["spec"]["selector"]["matchLabels"]
+            }
+            "NetworkPolicy" => &object["spec"]["podSelector"]["matchLabels"],
+            "Service" => &object["spec"]["selector"],
+            _ => continue,
+        };
+        let selector = selector.as_object().unwrap();
+        assert!(!selector.is_empty());
+        for (label, value) in selector {
+            assert_eq!(
+                labels.get(label),
+                Some(value),
+                "{values:?}: {}",
+                object["kind"]
+            );
+        }
+        assert_eq!(
+            object["metadata"]["namespace"],
+            deployment["metadata"]["namespace"]
+        );
+    }
+    let port = &pod["spec"]["containers"][0]["ports"][0];
+    assert_eq!(port["name"], "admin");
+    for service in of_kind(objects, "Service") {
+        assert_eq!(service["spec"]["ports"][0]["targetPort"], "admin");
+        assert_eq!(service["spec"]["ports"][0]["name"], "metrics");
+    }
+    for monitor in of_kind(objects, "ServiceMonitor") {
+        assert_eq!(monitor["spec"]["endpoints"][0]["port"], "metrics");
+        let service = the(objects, "Service");
+        let wanted = monitor["spec"]["selector"]["matchLabels"]
+            .as_object()
+            .unwrap();
+        assert!(
+            wanted
+                .iter()
+                .all(|(label, value)| service["metadata"]["labels"][label] == *value)
+        );
+    }
+    for policy in of_kind(objects, "NetworkPolicy") {
+        assert_eq!(
+            policy["spec"]["ingress"][0]["ports"][0]["port"],
+            port["containerPort"]
+        );
+    }
+}
+
+/// Bindings, policies and pods mean the same ServiceAccount.
+fn subjects_are_the_one_account(objects: &[Value], values: &[&str]) {
+    let deployment = the(objects, "Deployment");
+    let account = text(deployment, "/spec/template/spec/serviceAccountName");
+    let namespace = text(deployment, "/metadata/namespace");
+    for made in of_kind(objects, "ServiceAccount") {
+        assert_eq!(text(made, "/metadata/name"), account);
+    }
+    for kind in ["RoleBinding", "ClusterRoleBinding"] {
+        for binding in of_kind(objects, kind) {
+            assert_eq!(text(binding, "/subjects/0/name"), account, "{values:?}");
+            assert_eq!(
+                text(binding, "/subjects/0/namespace"),
+                namespace,
+                "{values:?}"
+            );
+            assert_eq!(binding["subjects"].as_array().unwrap().len(), 1);
+            let role = text(binding, "/roleRef/name");
+            let roles = of_kind(objects, text(binding, "/roleRef/kind"));
+            assert!(roles.iter().any(|made| {
+                text(made, "/metadata/name") == role
+                    && made["metadata"]["namespace"] == binding["metadata"]["namespace"]
+            }));
+        }
+    }
+    let user = format!("'system:serviceaccount:{namespace}:{account}'");
+    let policies = of_kind(objects, "ValidatingAdmissionPolicy");
+    let bindings = of_kind(objects, "ValidatingAdmissionPolicyBinding");
+    assert_eq!(policies.len(), bindings.len());
+    for policy in policies {
+        let name = text(policy, "/metadata/name");
+        assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+        if !name.ends_with("-authors") {
+            let conditions = policy["spec"]["matchConditions"].to_string();
+            assert!(
+                conditions.contains(&user),
+                "{values:?}: {name}: {conditions}"
+            );
+        }
+        let binding = bindings
+            .iter()
+            .find(|binding| text(binding, "/spec/policyName") == name);
+        assert_eq!(
+            texts(&binding.unwrap()["spec"]["validationActions"]),
+            ["Deny"]
+        );
+    }
+}
+
+/// The binary's own command line takes what the Deployment gives it, and understands it as meant.
+fn the_binary_takes_the_arguments(objects: &[Value], values: &[&str]) {
+    let container = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0].clone();
+    let line = [&["claviger"], texts(&container["args"]).as_slice()].concat();
+    let parsed =
+        cli::Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{values:?}: {error}"));
+    let cli::Command::Controller(args) = parsed.command else {
+        panic!("{values:?}: not the controller");
+    };
+    let port = container["ports"][0]["containerPort"].as_u64();
+    assert_eq!(Some(args.admin_address.port().into()), port, "{values:?}");
+    let listed = values
+        .iter()
+        .any(|value| value.contains("scope.mode=namespaces"));
+    assert_eq!(listed, !args.namespaces.is_empty(), "{values:?}");
+    if let Some(namespace) = args.namespaces.first() {
+        assert_eq!(namespace, "shop");
+        let mut roles = of_kind(objects, "Role");
+        // One for the controller's own namespace.
+        roles.retain(|role| !text(role, "/metadata/name").ends_with("-own-namespace"));
+        let roles: BTreeSet<&str> = roles
+            .iter()
+            .map(|role| text(role, "/metadata/namespace"))
+            .collect();
+        assert_eq!(roles, args.namespaces.iter().map(String::as_str).collect());
+    }
+    // The lease that the Role permits is the one that is asked for.
+    if let Some(role) = of_kind(objects, "Role")
+        .iter()
+        .find(|role| text(role, "/metadata/name").ends_with("-own-namespace"))
+    {
+        let rules = role["rules"].as_array().unwrap();
+        let named: Vec<&str> = rules
+            .iter()
+            .flat_map(|rule| texts(&rule["resourceNames"]))
+            .collect();
+        assert_eq!(
+            named,
+            [&*args.lease_name, claviger::k8s::seal_key::NAME],
+            "{values:?}"
+        );
+    }
+    // Environment variables that the binary knows, or that the user added.
+    let known = ["CLAVIGER_SYSTEM_NAMESPACE", "CLAVIGER_IDENTITY"];
+    let env = container["env"].as_array().unwrap();
+    assert_eq!(
+        env.iter()
+            .take(2)
+            .map(|entry| text(entry, "/name"))
+            .collect::<Vec<_>>(),
+        known
+    );
+    for entry in &env[..2] {
+        assert!(entry["valueFrom"]["fieldRef"]["fieldPath"].is_string());
+    }
+    let help = <cli::Cli as clap::CommandFactory>::command();
+    let controller = help.find_subcommand("controller").unwrap();
+    let variables: Vec<_> = controller
+        .get_arguments()
+        .filter_map(clap::Arg::get_env)
+        .collect();
+    for entry in env {
+        let name = text(entry, "/name");
+        assert!(
+            variables.iter().any(|variable| *variable == name),
+            "{name} is read by nobody"
+        );
+    }
+}
+
+#[test]
+fn the_binary_starts_with_what_the_chart_gives_it() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let admin = format!("admin.host=127.0.0.1,admin.port={port}");
+    for more in [
+        "logging.format=json",
+        "logging.format=text,logging.level=info\\,claviger=trace,hostReloadDelay=1h30m",
+        "scope.mode=namespaces,scope.namespaces={shop,keys},maxConcurrentReconciles=256",
+    ] {
+        let objects = objects(&["--set", &admin, "--set", more]);
+        let container = "/spec/template/spec/containers/0/args";
+        let output = Command::new(env!("CARGO_BIN_EXE_claviger"))
+            .args(texts(
+                the(&objects, "Deployment").pointer(container).unwrap(),
+            ))
+            .env_clear()
+            .env("CLAVIGER_SYSTEM_NAMESPACE", "claviger")
+            .env("CLAVIGER_IDENTITY", "claviger-6d4cf56db6-x7k2p")
+            .env("HOME", "/nonexistent")
+            .output()
+            .unwrap();
+        // It gets as far as to look for a cluster; a wrong argument would end it with 2 before.
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{more}: {said}");
+        assert!(said.contains("KUBECONFIG"), "{more}: {said}");
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_with_what_is_wrong() {
+    let refusals: &[(&str, &[&str])] = &[
+        (
+            "additional properties 'replicas' not allowed",
+            &["--set", "replicas=3"],
+        ),
+        (
+            "additional properties 'foo' not allowed",
+            &["--set", "image.foo=3"],
+        ),
+        (
+            "additional properties 'namespace' not allowed",
+            &["--set", "scope.namespace=shop"],
+        ),
+        (
+            "additional properties 'enable' not allowed",
+            &["--set", "policies.enable=false"],
+        ),
+        (
+            "'/scope/namespaces': minItems: got 0, want 1",
+            &["--set", "scope.mode=namespaces"],
+        ),
+        (
+            "scope.namespaces has no effect when scope.mode is cluster",
+            &["--set", "scope.namespaces={a}"],
+        ),
+        (
+            "'/scope/mode': value must be one of 'cluster', 'namespaces'",
+            &["--set", "scope.mode=everything"],
+        ),
+        (
+            "'/scope/namespaces/0'",
+            &["--set", "scope.mode=namespaces,scope.namespaces={Shop}"],
+        ),
+        (
+            "'/scope/namespaces': items at 0 and 1 are equal",
+            &["--set", "scope.mode=namespaces,scope.namespaces={a,a}"],
+        ),
+        (
+            "serviceAccount.name is needed when serviceAccount.create is false",
+            &["--set", "serviceAccount.create=false"],
+        ),
+        (
+            "podDisruptionBudget takes minAvailable or maxUnavailable, not both",
+            &[
+                "--set",
+                "podDisruptionBudget.minAvailable=1,podDisruptionBudget.maxUnavailable=1",
+            ],
+        ),
+        (
+            "every replica would be scraped twice",
+            &[
+                "--set",
+                "serviceMonitor.enabled=true,podMonitor.enabled=true",
+            ],
+        ),
+        (
+            "the cluster does not serve monitoring.coreos.com/v1/ServiceMonitor",
+            &[
+                "--set",
+                "serviceMonitor.enabled=true,serviceMonitor.renderMode=failIfMissing",
+            ],
+        ),
+        (
+            "'/policies/secretKeepers/0'",
+            &["--set", "policies.secretKeepers={a'b}"],
+        ),
+        (
+            "'/policies/secretKeepers/0'",
+            &["--set", "policies.secretKeepers={a b}"],
+        ),
+        ("'/hostReloadDelay'", &["--set", "hostReloadDelay=1d"]),
+        ("'/hostReloadDelay'", &["--set", "hostReloadDelay=90"]),
+        ("'/restartDelay'", &["--set", "restartDelay=-1s"]),
+        (
+            "'/maxConcurrentReconciles'",
+            &["--set", "maxConcurrentReconciles=0"],
+        ),
+        (
+            "'/maxConcurrentReconciles'",
+            &["--set", "maxConcurrentReconciles=257"],
+        ),
+        ("'/admin/port'", &["--set", "admin.port=70000"]),
+        ("'/admin/port'", &["--set", "admin.port=0"]),
+        ("'/replicaCount'", &["--set", "replicaCount=-1"]),
+        ("'/replicaCount'", &["--set-string", "replicaCount=2"]),
+        (
+            "'/image/pullPolicy'",
+            &["--set", "image.pullPolicy=Sometimes"],
+        ),
+        ("'/image/digest'", &["--set", "image.digest=latest"]),
+        ("'/image/repository'", &["--set", "image.repository="]),
+        ("'/logging/format'", &["--set", "logging.format=xml"]),
+        ("'/logging/level'", &["--set", "logging.level="]),
+        ("'/fullnameOverride'", &["--set", "fullnameOverride=Upper"]),
+        ("'/namespaceOverride'", &["--set", "namespaceOverride=a/b"]),
+        (
+            "'/leaderElection/leaseName'",
+            &["--set", "leaderElection.leaseName=a_b"],
+        ),
+        ("'/commonLabels/a'", &["--set", "commonLabels.a=1"]),
+        (
+            "incompatible with Kubernetes v1.29.0",
+            &["--kube-version", "1.29.0"],
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (expected, values) in refusals {
+        match template(values) {
+            Ok(_) => wrong.push(format!("{values:?}: rendered")),
+            Err(said) if said.contains(expected) => {}
+            Err(said) => wrong.push(format!("{values:?}: {said}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for values in [["--set", "kep=false"], ["--set", "keep=sometimes"]] {
+        let said = helm(&[&["template", "rel", "charts/claviger-crds"], &values[..]].concat());
+        assert!(said.unwrap_err().contains("ke"), "{values:?}");
+    }
+}
+
+#[test]
+fn schema_and_values_speak_of_the_same_fields() {
+    fn compare(path: &str, schema: &Value, values: &Value, wrong: &mut Vec<String>) {
+        let (Some(fields), Some(values)) = (schema["properties"].as_object(), values.as_object())
+        else {
+            return;
+        };
+        if schema["additionalProperties"] != false && path != ".global" {
+            wrong.push(format!("{path} takes what it does not know"));
+        }
+        let described: BTreeSet<&String> = fields.keys().collect();
+        let given: BTreeSet<&String> = values.keys().collect();
+        for name in described.symmetric_difference(&given) {
+            wrong.push(format!("{path}.{name} is not in both"));
+        }
+        for (name, field) in fields {
+            if let Some(value) = values.get(name) {
+                compare(&format!("{path}.{name}"), field, value, wrong);
+            }
+        }
+    }
+    for chart in ["claviger", "claviger-crds"] {
+        let folder = root().join("charts").join(chart);
+        let schema = fs::read_to_string(folder.join("values.schema.json")).unwrap();
+        let schema: Value = serde_json::from_str(&schema).unwrap();
+        let values = fs::read_to_string(folder.join("values.yaml")).unwrap();
+        let values: Value = serde_saphyr::from_str(&values).unwrap();
+        let mut wrong = Vec::new();
+        compare("", &schema, &values, &mut wrong);
+        // Fields of Kubernetes' own types that stand here to be overwritten are not all of theirs.
+        let foreign = [
+            "podSecurityContext",
+            "securityContext",
+            "resources",
+            "livenessProbe",
+            "readinessProbe",
+        ];
+        wrong.retain(|line| {
+            !foreign
+                .iter()
+                .any(|field| line.starts_with(&format!(".{field}")))
+        });
+        assert!(wrong.is_empty(), "{chart}: {wrong:#?}");
+    }
+}
+
+/// Metrics as they are once each has been counted.
+fn figures() -> String {
+    let metrics = Metrics::default();
+    metrics.reconciled("FunctionKey", Duration::from_millis(5));
+    metrics.failed("FunctionKey", "Write");
+    metrics.turned(Occurrence::Rotated);
+    metrics.restarted();
+    metrics.leads(true);
+    metrics.counted(Census::default(), claviger::clock::now());
+    metrics.render()
+}
+
+/// The words of a text that begin with `claviger_`.
+fn names(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("claviger_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_metric_of_alerts_and_dashboard_is_one_of_the_binary_and_the_other_way_round() {
+    let figures = figures();
+    let samples = figures.lines().filter(|line| !line.starts_with('#'));
+    let samples: BTreeMap<String, &str> = samples
+        .map(|line| (line.split(['{', ' ']).next().unwrap().to_owned(), line))
+        .collect();
+    let objects = objects(&MONITORING);
+    let rule = the(&objects, "PrometheusRule").to_string();
+    let dashboards: Vec<&Value> = of_kind(&objects, "ConfigMap");
+    let dashboard = text(dashboards[0], "/data/claviger.json");
+    serde_json::from_str::<Value>(dashboard).unwrap();
+    let mut used = names(&rule);
+    assert!(used.len() >= 4, "{used:?}");
+    used.extend(names(dashboard));
+    let unknown: Vec<&String> = used
+        .iter()
+        .filter(|name| !samples.contains_key(*name))
+        .collect();
+    assert!(unknown.is_empty(), "{unknown:?} are not in\n{figures}");
+    let families = figures
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    for family in families.map(|line| line.split(' ').next().unwrap()) {
+        assert!(
+            used.iter().any(|name| name.starts_with(family)),
+            "nobody looks at {family}"
+        );
+    }
+    // Documents that speak of metrics speak of these.
+    for document in ["charts/claviger/README.md", "charts/claviger/values.yaml"] {
+        let written = names(&fs::read_to_string(root().join(document)).unwrap());
+        let unknown: Vec<&String> = written
+            .iter()
+            .filter(|name| !samples.contains_key(*name))
+            .collect();
+        assert!(unknown.is_empty(), "{document}: {unknown:?}");
+    }
+}
+
+#[test]
+fn queries_group_by_labels_that_the_metrics_have() {
+    let figures = figures();
+    // Added by every scrape.
+    let scraped = ["namespace", "pod"];
+    let objects = objects(&MONITORING);
+    let mut queries = Vec::new();
+    for rule in the(&objects, "PrometheusRule")["spec"]["groups"][0]["rules"]
+        .as_array()
+        .unwrap()
+    {
+        queries.push(text(rule, "/expr").to_owned());
+        for field in ["summary", "description"] {
+            assert!(!rule["annotations"][field].as_str().unwrap().is_empty());
+        }
+    }
+    let dashboard: Value = serde_json::from_str(text(
+        of_kind(&objects, "ConfigMap")[0],
+        "/data/claviger.json",
+    ))
+    .unwrap();
+    let mut places = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for query in panel["targets"].as_array().unwrap() {
+            queries.push(text(query, "/expr").to_owned());
+        }
+        // No two panels lie upon each other, and no row has a hole at its end.
+        let place = |field: &str| panel["gridPos"][field].as_u64().unwrap();
+        for x in place("x")..place("x") + place("w") {
+            for y in place("y")..place("y") + place("h") {
+                assert!(places.insert((x, y)), "{}", panel["title"]);
+            }
+        }
+    }
+    let height = places.iter().map(|(_, y)| y + 1).max().unwrap();
+    assert_eq!(places.len() as u64, height * 24, "the dashboard has holes");
+    for query in &queries {
+        let open = query.matches(['(', '[', '{']).count();
+        assert_eq!(open, query.matches([')', ']', '}']).count(), "{query}");
+        let Some((_, by)) = query.split_once("by (") else {
+            continue;
+        };
+        let (labels, _) = by.split_once(')').unwrap();
+        let metric = names(query).into_iter().next().unwrap();
+        let sample = figures
+            .lines()
+            .find(|line| line.starts_with(&metric))
+            .unwrap();
+        for label in labels.split(',').map(str::trim) {
+            let has = sample.contains(&format!("{label}=\"")) || scraped.contains(&label);
+            assert!(has, "{query}: {label} is not in {sample}");
+        }
+    }
+}
+
+/// Each rule of a role, with whether a comment stands right above it.
+fn rules(rendered: &str) -> Vec<(String, bool)> {
+    let mut rules = Vec::new();
+    for document in rendered.split("\n---") {
+        let is_role = document
+            .lines()
+            .any(|line| line == "kind: Role" || line == "kind: ClusterRole");
+        if !is_role {
+            continue;
+        }
+        let lines: Vec<&str> = document
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        for pair in lines.windows(2) {
+            if pair[1].starts_with("- apiGroups:") || pair[1].starts_with("- nonResourceURLs:") {
+                rules.push((pair[1].to_owned(), pair[0].starts_with('#')));
+            }
+        }
+    }
+    rules
+}
+
+#[test]
+fn no_right_is_a_wildcard_or_a_way_up_and_each_says_why_it_is_there() {
+    for values in [
+        &[][..],
+        &[
+            "--set",
+            "scope.mode=namespaces,scope.namespaces={shop,keys}",
+        ],
+    ] {
+        let rendered = template(values).unwrap();
+        let rules = rules(&rendered);
+        let silent: Vec<&String> = rules
+            .iter()
+            .filter(|(_, says)| !says)
+            .map(|(rule, _)| rule)
+            .collect();
+        assert!(
+            silent.is_empty(),
+            "{values:?}: rules without a comment: {silent:?}"
+        );
+        let mut counted = 0;
+        for role in documents(&rendered)
+            .iter()
+            .filter(|object| text(object, "/kind").ends_with("Role"))
+        {
+            for rule in role["rules"].as_array().unwrap() {
+                counted += 1;
+                for field in ["apiGroups", "resources", "verbs"] {
+                    for item in texts(&rule[field]) {
+                        let way_up = [
+                            "approve",
+                            "bind",
+                            "escalate",
+                            "impersonate",
+                            "sign",
+                            "rbac.authorization.k8s.io",
+                            "serviceaccounts/token",
+                        ];
+                        assert!(!item.contains('*') && !way_up.contains(&item), "{rule}");
+                    }
+                }
+                assert_eq!(rule["nonResourceURLs"], Value::Null);
+            }
+        }
+        // Not a rule escaped the look at the text.
+        assert_eq!(counted, rules.len(), "{values:?}");
+        assert!(counted >= 10);
+    }
+}
+
+#[test]
+fn an_install_for_some_namespaces_holds_no_right_over_secrets_of_the_whole_cluster() {
+    let objects = objects(&["--set", "scope.mode=namespaces,scope.namespaces={shop}"]);
+    for binding in of_kind(&objects, "ClusterRoleBinding") {
+        let role = of_kind(&objects, "ClusterRole")
+            .into_iter()
+            .find(|role| role["metadata"]["name"] == binding["roleRef"]["name"])
+            .unwrap();
+        let rules = role["rules"].as_array().unwrap();
+        assert_eq!(rules.len(), 1, "{rules:?}");
+        assert_eq!(texts(&rules[0]["resources"]), ["customresourcedefinitions"]);
+        assert_eq!(
+            texts(&rules[0]["resourceNames"]),
+            ["functionkeys.claviger.dev"]
+        );
+        assert_eq!(texts(&rules[0]["verbs"]), ["get"]);
+    }
+}
+
+#[test]
+fn definitions_are_kept_at_uninstall_unless_asked_otherwise() {
+    for (chart, enabled, keep) in [
+        ("charts/claviger", "crds.enabled", "crds.keep"),
+        ("charts/claviger-crds", "", "keep"),
+    ] {
+        let policy = |more: &[&str]| {
+            let rendered = helm(&[&["template", "rel", chart], more].concat()).unwrap();
+            let crds: Vec<Value> = of_kind(&documents(&rendered), "CustomResourceDefinition")
+                .into_iter()
+                .cloned()
+                .collect();
+            assert_eq!(crds.len(), claviger::api::crds().len());
+            crds[0]["metadata"]["annotations"]["helm.sh/resource-policy"].clone()
+        };
+        assert_eq!(policy(&[]), "keep", "{chart}");
+        assert_eq!(
+            policy(&["--set", &format!("{keep}=false")]),
+            Value::Null,
+            "{chart}"
+        );
+        if !enabled.is_empty() {
+            let none = objects(&["--set", &format!("{enabled}=false")]);
+            assert!(of_kind(&none, "CustomResourceDefinition").is_empty());
+        }
+    }
+}
+
+#[test]
+fn the_release_fits_where_helm_keeps_it_and_renders_the_same_each_time() {
+    let rendered = template(&MONITORING).unwrap();
+    assert!(rendered.len() < 512 << 10, "{} bytes", rendered.len());
+    // Nothing random, and no Secret: what Git holds is what the cluster gets.
+    assert_eq!(rendered, template(&MONITORING).unwrap());
+    assert!(of_kind(&documents(&rendered), "Secret").is_empty());
+    // No hooks either, which GitOps tools and `helm template` treat differently.
+    assert!(!rendered.contains("helm.sh/hook"));
+}
+
+#[test]
+fn the_pods_fit_the_restricted_standard_and_a_network_policy_is_on() {
+    let objects = objects(&[]);
+    let pod = &the(&objects, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(
+        pod["securityContext"]["seccompProfile"]["type"],
+        "RuntimeDefault"
+    );
+    assert!(pod["securityContext"]["runAsUser"].as_u64().unwrap() > 0);
+    for field in [
+        "hostNetwork",
+        "hostPID",
+        "hostIPC",
+        "volumes",
+        "initContainers",
+    ] {
+        assert_eq!(pod[field], Value::Null, "{field}");
+    }
+    let containers = pod["containers"].as_array().unwrap();
+    assert_eq!(containers.len(), 1);
+    let context = &containers[0]["securityContext"];
+    assert_eq!(context["allowPrivilegeEscalation"], false);
+    assert_eq!(context["readOnlyRootFilesystem"], true);
+    assert_eq!(texts(&context["capabilities"]["drop"]), ["ALL"]);
+    for field in ["privileged", "procMount"] {
+        assert_eq!(context[field], Value::Null, "{field}");
+    }
+    assert_eq!(context["capabilities"]["add"], Value::Null);
+    assert_eq!(containers[0]["ports"][0]["hostPort"], Value::Null);
+    for bound in [
+        "/resources/requests/cpu",
+        "/resources/requests/memory",
+        "/resources/limits/memory",
+    ] {
+        assert!(containers[0].pointer(bound).is_some(), "{bound}");
+    }
+    for probe in ["livenessProbe", "readinessProbe"] {
+        assert_eq!(containers[0][probe]["httpGet"]["port"], "admin");
+    }
+    let policy = the(&objects, "NetworkPolicy");
+    assert_eq!(texts(&policy["spec"]["policyTypes"]), ["Ingress", "Egress"]);
+    let ports = |rules: &Value| -> BTreeSet<u64> {
+        let rules = rules.as_array().unwrap().iter();
+        let ports =
+            rules.flat_map(|rule| rule["ports"].as_array().expect("a rule names its ports"));
+        ports.map(|port| port["port"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(ports(&policy["spec"]["ingress"]), BTreeSet::from([8081]));
+    assert_eq!(
+        ports(&policy["spec"]["egress"]),
+        BTreeSet::from([53, 443, 6443])
+    );
+}
+
+#[test]
+fn the_charts_are_of_the_version_of_the_binary_and_lint() {
+    for chart in ["claviger", "claviger-crds"] {
+        let path = root().join("charts").join(chart).join("Chart.yaml");
+        let about: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(about["version"], env!("CARGO_PKG_VERSION"), "{chart}");
+        assert_eq!(about["appVersion"], env!("CARGO_PKG_VERSION"), "{chart}");
+    }
+    helm(&[
+        "lint",
+        "--strict",
+        "charts/claviger",
+        "charts/claviger-crds",
+    ])
+    .unwrap();
+}
+
+#[test]
+fn what_is_told_after_an_install_fits_the_values() {
+    let notes = |values: &[&str]| {
+        let release = [
+            "install",
+            "rel",
+            "charts/claviger",
+            "--namespace",
+            "claviger",
+            "--dry-run=client",
+        ];
+        let said = helm(&[&release, values].concat()).unwrap();
+        said.split_once("NOTES:\n").unwrap().1.to_owned()
+    };
+    let told = notes(&[]);
+    assert!(
+        told.contains("works in all namespaces") && !told.contains("WARNING"),
+        "{told}"
+    );
+    for (values, expected) in [
+        (
+            ["--set", "scope.mode=namespaces,scope.namespaces={shop}"],
+            "works in: shop",
+        ),
+        (
+            ["--set", "policies.enabled=false"],
+            "WARNING: policies.enabled is false",
+        ),
+        (["--set", "crds.keep=false"], "WARNING: crds.keep is false"),
+        (
+            ["--set", "crds.enabled=false"],
+            "install the chart claviger-crds",
+        ),
+        (["--set", "rbac.create=false"], "rbac.create is false"),
+    ] {
+        assert!(notes(&values).contains(expected), "{values:?}");
+    }
+}
+
+#[test]
+fn the_values_of_the_flux_example_are_taken() {
+    let flux = fs::read_to_string(root().join("examples/gitops/flux.yaml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut releases = 0;
+    for (index, document) in documents(&flux).iter().enumerate() {
+        if document["kind"] != "HelmRelease" {
+            continue;
+        }
+        releases += 1;
+        let file = folder.path().join(format!("{index}.yaml"));
+        fs::write(&file, document["spec"]["values"].to_string()).unwrap();
+        let chart = text(document, "/spec/chart/spec/chart");
+        helm(&["template", "rel", chart, "--values", file.to_str().unwrap()]).unwrap();
+    }
+    assert_eq!(releases, 2);
+}
