@@ -32,6 +32,8 @@ pub enum Reason {
     SourceNotFound,
     /// The source of the value may not be used.
     SourceRefused,
+    /// The store has as many keys as it takes.
+    StoreFull,
     /// The store may not be written to.
     StoreRefused,
     /// The resource is suspended.

@@ -130,11 +130,18 @@ pub enum Occurrence {
     Rotated,
 }
 
+/// How many declared keys one store takes. Kubernetes allows 256 KiB of annotations on an object,
+/// and an entry with names of ordinary length takes about 1.5 KiB of them while three previous
+/// values live.
+pub const MAX_KEYS: usize = 150;
+
 /// Why a declared key is not as declared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// Another resource has this entry.
     Conflict(String),
+    /// The store has as many keys as it takes.
+    Full,
     /// The source does not give a value, and none was ever published.
     NoValue,
 }
@@ -544,6 +551,10 @@ impl Draft<'_> {
             verdict.problem =
                 (known.is_none() && self.value(&entry).is_none()).then_some(Problem::NoValue);
             verdict.record = known;
+            return verdict;
+        }
+        if known.is_none() && self.is_full() {
+            verdict.problem = Some(Problem::Full);
             return verdict;
         }
         let record = match known {
@@ -1115,6 +1126,16 @@ impl Draft<'_> {
                     .insert(layout::MASTER.to_owned(), record);
             }
         }
+    }
+
+    /// Whether another key would endanger those that the store has.
+    fn is_full(&self) -> bool {
+        let declared = self
+            .ledger
+            .entries
+            .values()
+            .filter(|record| record.owner.is_some());
+        declared.count() >= MAX_KEYS
     }
 
     fn master_stands(&self) -> bool {

@@ -52,10 +52,9 @@ impl SealKey {
         let mut hash = Sha256::new();
         hash.update(b"claviger seal key id");
         hash.update(bytes.as_slice());
-        let id = hash.finalize()[..4]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = hash.finalize();
+        let id = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+        let id = format!("{id:08x}");
         Self { bytes, id }
     }
 

@@ -25,7 +25,7 @@ use crate::{
         key::strength,
         layout,
         ledger::{self, Record},
-        plan::{Drift, Note, Problem, Verdict},
+        plan::{Drift, MAX_KEYS, Note, Problem, Verdict},
     },
 };
 
@@ -268,6 +268,16 @@ fn report(
             format!(
                 "{} of {} is kept by FunctionKey/{holder}; delete one of the two, or give this one another key name",
                 verdict.entry, declaration.store
+            ),
+        );
+    }
+    if verdict.problem == Some(Problem::Full) {
+        return of(
+            State::Stalled,
+            Reason::StoreFull,
+            format!(
+                "{} has {MAX_KEYS} keys, and the bookkeeping of more would not fit into one object; delete one, or use another store",
+                declaration.store
             ),
         );
     }

@@ -246,6 +246,37 @@ fn an_empty_value_is_no_value() {
 }
 
 #[test]
+fn a_full_store_takes_no_further_key_and_keeps_those_it_has() {
+    let mut shelf = Shelf::new();
+    let mut declared: Vec<Declared> = (0..MAX_KEYS).map(|key| host(&format!("k{key}"))).collect();
+    shelf.look(&declared);
+    declared.push(host("one-more"));
+    let plan = shelf.look(&declared);
+    assert_eq!(plan.verdicts[MAX_KEYS].problem, Some(Problem::Full));
+    assert!(
+        plan.verdicts[..MAX_KEYS]
+            .iter()
+            .all(|verdict| verdict.problem.is_none())
+    );
+    declared.remove(0);
+    let plan = shelf.look(&declared);
+    assert_eq!(plan.verdicts[MAX_KEYS - 1].problem, None);
+    // The bookkeeping of a full store fits even while every key has all its previous values.
+    for _ in 0..MAX_PREVIOUS {
+        for declared in &mut declared {
+            declared.triggers.generation += 1;
+        }
+        shelf.look(&declared);
+    }
+    let sealed = shelf
+        .kept
+        .iter()
+        .map(|(entry, _)| (entry.len() + 56 + 6) * 4 / 3);
+    let annotations = shelf.stored.ledger.render().len() + sealed.sum::<usize>();
+    assert!(annotations < 256 << 10, "{annotations} bytes");
+}
+
+#[test]
 fn the_first_sight_is_the_baseline() {
     let mut shelf = Shelf::new();
     let mut declared = host("default");

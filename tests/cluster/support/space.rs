@@ -16,8 +16,8 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Secret},
 };
 use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
+    Api, Client,
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
@@ -300,7 +300,7 @@ impl Space {
     pub(crate) async fn events(&self, name: &str) -> Vec<String> {
         let events =
             Api::<k8s_openapi::api::events::v1::Event>::namespaced(self.client.clone(), &self.name);
-        let events = events.list(&Default::default()).await.unwrap();
+        let events = events.list(&ListParams::default()).await.unwrap();
         let about = |event: &k8s_openapi::api::events::v1::Event| {
             event
                 .regarding
@@ -312,16 +312,6 @@ impl Space {
             .filter(about)
             .filter_map(|event| event.reason)
             .collect()
-    }
-
-    /// The version of an object: changes with every write.
-    pub(crate) async fn version(&self, secret: &str) -> String {
-        self.secrets()
-            .get(secret)
-            .await
-            .unwrap()
-            .resource_version()
-            .unwrap()
     }
 }
 
@@ -346,6 +336,10 @@ pub(crate) fn ready_reason(status: &FunctionKeyStatus) -> String {
 }
 
 /// The spec of a host key in the store `keys`, with these fields added.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "called with `json!` in place"
+)]
 pub(crate) fn host_key(name: &str, more: Value) -> Value {
     let mut spec =
         json!({"storage": {"secret": {"name": "keys"}}, "scope": "Host", "keyName": name});

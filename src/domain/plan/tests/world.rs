@@ -646,6 +646,7 @@ impl World {
             let master = layout::is_master(entry);
             match &verdict.problem {
                 Some(Problem::Conflict(_)) => continue,
+                Some(Problem::Full) => panic!("never that many in a world"),
                 Some(Problem::NoValue) => {
                     let withheld = matches!(declared.supply, Supply::Withheld);
                     assert!(declared.suspended || withheld, "{verdict:?}");
@@ -829,12 +830,12 @@ impl World {
     }
 
     /// The declared resource that an index picks.
-    fn pick(&self, index: &Index) -> Option<usize> {
+    fn pick(&self, index: Index) -> Option<usize> {
         (!self.resources.is_empty()).then(|| index.index(self.resources.len()))
     }
 
     /// A current entry in the store that an index picks.
-    fn pick_entry(&self, index: &Index) -> Option<String> {
+    fn pick_entry(&self, index: Index) -> Option<String> {
         let names: Vec<&String> = self.shelf.stored.values.keys().collect();
         (!names.is_empty()).then(|| (*index.get(&names)).clone())
     }
@@ -878,7 +879,7 @@ impl World {
             }
             Event::Create(index) => self.create(index.index(candidates().len())),
             Event::Delete(index) => {
-                if let Some(at) = self.pick(index) {
+                if let Some(at) = self.pick(*index) {
                     let gone = self.resources.remove(at).declared;
                     self.forget(&gone.owner.name);
                     self.claims.retain(|it| it.uid != gone.owner.uid);
@@ -886,7 +887,7 @@ impl World {
                 }
             }
             Event::Renew(index) => {
-                if let Some(at) = self.pick(index) {
+                if let Some(at) = self.pick(*index) {
                     self.serial += 1;
                     let declared = &mut self.resources[at].declared;
                     let uid = format!("{} {}", declared.owner.name, self.serial);
@@ -900,17 +901,17 @@ impl World {
                 }
             }
             Event::Edit(index, edit) => {
-                if let Some(at) = self.pick(index) {
+                if let Some(at) = self.pick(*index) {
                     self.edit(at, edit);
                 }
             }
             Event::HostDrops(index) => {
-                if let Some(entry) = self.pick_entry(index) {
+                if let Some(entry) = self.pick_entry(*index) {
                     self.shelf.stored.values.remove(&entry);
                 }
             }
             Event::HostRenews(index) => {
-                if let Some(entry) = self.pick_entry(index) {
+                if let Some(entry) = self.pick_entry(*index) {
                     let renewed = self.fresh("host");
                     self.shelf.stored.values.insert(entry, renewed);
                 }
@@ -919,7 +920,7 @@ impl World {
                 self.shelf.stored.values.clone_from(&self.before_last_write);
             }
             Event::HostRespells(index, leaves) => {
-                if let Some(entry) = self.pick_entry(index)
+                if let Some(entry) = self.pick_entry(*index)
                     && entry.ends_with("default")
                 {
                     let renewed = self.fresh("host");
@@ -962,7 +963,7 @@ impl World {
                 }
             }
             Event::PodRestarts(index, secret) => {
-                if let Some(at) = self.pick(index)
+                if let Some(at) = self.pick(*index)
                     && self.resources[at].targets[*secret].is_some()
                 {
                     let name = self.resources[at].declared.owner.name.clone();
