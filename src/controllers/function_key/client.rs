@@ -178,13 +178,19 @@ async fn bring_about(
                         object: object.clone(),
                     })?
                     .map(Arc::new);
+                if observed.is_none() {
+                    return Err(error);
+                }
             }
             Err(error) => {
+                // What was observed is out of date: read it anew rather than wait for the watch.
+                // It may be our own write whose answer was lost, so what follows a write follows.
                 if error.class() == Class::Conflict
                     && let Ok(Some(fresh)) = context.objects.get(&object).await
                     && fresh.content.is_some()
                 {
                     context.cache.lock().observe(object, fresh);
+                    follow_up(context, client, wanted);
                 }
                 return Err(error);
             }

@@ -125,6 +125,9 @@ async fn bring_about(
                         object: store.clone(),
                     })?
                     .map(Arc::new);
+                if observed.is_none() {
+                    return Err(error);
+                }
                 if let Some(refusal) = observed
                     .as_deref()
                     .and_then(|observed| refusal(store, observed))
@@ -148,6 +151,7 @@ async fn bring_about(
                     && fresh.content.is_some()
                 {
                     context.cache.lock().observe(store.clone(), fresh);
+                    watch::call_followers(context, store);
                 }
                 return Err(error);
             }
@@ -621,15 +625,6 @@ async fn conclude(
             context.metrics.turned(occurrence);
             announce(context, declaration, &verdict.entry, occurrence);
         }
-        if verdict.occurrences.contains(&Occurrence::Revoked) {
-            for workload in &declaration.restart_on_revocation {
-                let workload = Workload {
-                    namespace: declaration.namespace.clone(),
-                    workload: workload.clone(),
-                };
-                context.queue.soon(Item::Workload(workload));
-            }
-        }
         let facts = {
             let state = context.cache.lock();
             report::clients(&state, declaration, verdict)
@@ -637,6 +632,14 @@ async fn conclude(
         let unplaced = !facts.outstanding.is_empty() && facts.failures.is_empty();
         for client in &facts.outstanding {
             context.queue.soon(Item::Client(client.clone()));
+        }
+        if facts.restarting {
+            for workload in declaration.workloads() {
+                context.queue.soon(Item::Workload(Workload {
+                    namespace: declaration.namespace.clone(),
+                    workload: workload.clone(),
+                }));
+            }
         }
         // A status that says "being handed out" would be overtaken within the second; so would one
         // written before it is known what stands in the way.

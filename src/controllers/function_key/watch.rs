@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeSet, HashSet},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::TryStreamExt;
@@ -18,7 +19,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::{DeserializeGuard, PartialObjectMeta},
-    runtime::{WatchStreamExt, watcher, watcher::Event},
+    runtime::{WatchStreamExt, utils::Backoff, watcher, watcher::Event},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -178,7 +179,7 @@ where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
     F: Follower<K>,
 {
-    let mut events = pin!(watcher(api, config).default_backoff());
+    let mut events = pin!(watcher(api, config).backoff(Pause::default()));
     loop {
         match events.try_next().await {
             Ok(Some(Event::Apply(object))) => follower.seen(object, false),
@@ -195,6 +196,34 @@ where
                 tracing::warn!(what, error, "a watch was interrupted and is taken up again");
             }
         }
+    }
+}
+
+/// The pauses between attempts to take up a watch: doubling, and short enough that what happened
+/// during an outage is known soon after it.
+#[derive(Default)]
+struct Pause {
+    failures: u32,
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(500);
+    const LONGEST: Duration = Duration::from_secs(8);
+}
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = Self::FIRST.saturating_mul(1 << self.failures.min(8));
+        self.failures += 1;
+        Some(pause.min(Self::LONGEST))
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {
+        self.failures = 0;
     }
 }
 
