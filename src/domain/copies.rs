@@ -139,25 +139,27 @@ fn winners<'a>(held: &Held, wanted: &'a [Wanted]) -> HashMap<&'a str, usize> {
 }
 
 fn place(now: Timestamp, held: &Held, want: &Wanted, plan: &mut Plan) -> Placement {
-    let standing = held.values.get(&want.entry);
     let known = plan.copies.entries.get(&want.entry).cloned();
     let Some((generation, value)) = &want.value else {
         return known.map_or(Placement::Pending, Placement::Placed);
     };
     let digest = value.digest();
+    let standing = held.values.get(&want.entry);
+    let differs = standing.is_some_and(|standing| standing.digest() != digest);
+    // Another resource of ours is just letting go of it.
+    let left = plan.changes.contains_key(&want.entry);
     let written = |changed| Copy {
         owner: want.owner.clone(),
+        declared: Some(want.created),
         generation: *generation,
         digest,
-        declared: Some(want.created),
         at: now,
         changed,
         deletion: want.deletion,
     };
     let copy = match known {
-        None if standing.is_some_and(|standing| standing.digest() != digest)
-            || held.opaque.contains(&want.entry) =>
-        {
+        None if left => written(differs.then_some(now)),
+        None if differs || held.opaque.contains(&want.entry) => {
             return Placement::Conflict(None);
         }
         None => written(None),
@@ -173,7 +175,9 @@ fn place(now: Timestamp, held: &Held, want: &Wanted, plan: &mut Plan) -> Placeme
         },
         Some(_) => written(Some(now)),
     };
-    if standing.is_none_or(|standing| standing != value) {
+    if standing == Some(value) {
+        plan.changes.remove(&want.entry);
+    } else {
         plan.changes.insert(want.entry.clone(), Some(value.clone()));
     }
     plan.copies.entries.insert(want.entry.clone(), copy.clone());
@@ -273,6 +277,72 @@ mod tests {
             taken.placements[1],
             Placement::Conflict(Some("young".into()))
         );
+    }
+
+    #[test]
+    fn an_entry_goes_over_to_another_resource_in_one_write() {
+        let first = plan(
+            at(10),
+            &Held::default(),
+            &[want("a", 1, 1, "one")],
+            &spare(&[]),
+        );
+        let held = apply(&Held::default(), &first);
+        for (text, changed) in [("two", Some(at(20))), ("one", None)] {
+            let wants = [want("b", 1, 1, text)];
+            let over = plan(at(20), &held, &wants, &spare(&[]));
+            let Placement::Placed(copy) = &over.placements[0] else {
+                panic!("{:?}", over.placements)
+            };
+            assert_eq!((&copy.owner.name, copy.changed), (&"b".into(), changed));
+            let held = apply(&held, &over);
+            assert!(held.values == BTreeMap::from([("KEY".to_owned(), value(text))]));
+            let again = plan(at(20), &held, &wants, &spare(&[]));
+            assert!(again.changes.is_empty() && again.copies == held.copies);
+        }
+    }
+
+    #[test]
+    fn a_resource_made_anew_under_its_name_keeps_its_copy_and_restarts_nobody() {
+        let first = plan(
+            at(10),
+            &Held::default(),
+            &[want("a", 1, 1, "one")],
+            &spare(&[]),
+        );
+        let held = apply(&Held::default(), &first);
+        let mut anew = want("a", 15, 1, "one");
+        anew.owner.uid = "another".into();
+        let continued = plan(at(20), &held, &[anew.clone()], &spare(&[]));
+        assert!(continued.changes.is_empty());
+        let copy = &continued.copies.entries["KEY"];
+        assert_eq!((&copy.owner, copy.changed), (&anew.owner, None));
+    }
+
+    #[test]
+    fn a_value_that_is_withheld_leaves_the_copy_and_a_clock_ahead_is_taken_back() {
+        let mut held = apply(
+            &Held::default(),
+            &plan(
+                at(99),
+                &Held::default(),
+                &[want("a", 1, 1, "one")],
+                &spare(&[]),
+            ),
+        );
+        held = apply(
+            &held,
+            &plan(at(99), &held, &[want("a", 1, 2, "two")], &spare(&[])),
+        );
+        let mut withheld = want("a", 1, 2, "two");
+        withheld.value = None;
+        let left = plan(at(100), &held, &[withheld.clone()], &spare(&[]));
+        assert!(left.changes.is_empty() && left.copies == held.copies);
+        let none = plan(at(100), &Held::default(), &[withheld], &spare(&[]));
+        assert_eq!(none.placements, [Placement::Pending]);
+        let back = plan(at(50), &held, &[want("a", 1, 2, "two")], &spare(&[]));
+        let copy = &back.copies.entries["KEY"];
+        assert_eq!((copy.at, copy.changed), (at(50), Some(at(50))));
     }
 
     #[test]

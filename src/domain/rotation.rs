@@ -172,6 +172,11 @@ pub fn rebase(record: &mut Record, now: Timestamp) {
         .map(|at| if passed(at) { at } else { latest });
     record.revoked = record.revoked.map(|at| if passed(at) { at } else { now });
     let bound = add(now, OVERSTAY_TOLERANCE);
+    // A moment that was acted on before it came is acted on when it comes: while it is a mark, no
+    // earlier one would be.
+    for mark in [&mut record.marks.rotate_at, &mut record.marks.revoke_at] {
+        *mark = mark.map(|at| if at > bound { now } else { at });
+    }
     for previous in &mut record.previous {
         if let (Some(since), Some(retires)) = (previous.since, previous.retires)
             && since > bound
@@ -185,4 +190,165 @@ pub fn rebase(record: &mut Record, now: Timestamp) {
 /// `at + span`, staying within what a timestamp can hold.
 pub fn add(at: Timestamp, span: SignedDuration) -> Timestamp {
     at.checked_add(span).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+    const MONTH: SignedDuration = SignedDuration::from_hours(720);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn policy(interval: SignedDuration, overlap: SignedDuration) -> Policy {
+        Policy {
+            interval: Some(interval),
+            overlap,
+        }
+    }
+
+    #[test]
+    fn overlap_is_a_day_or_half_the_interval_when_left_out() {
+        for (interval, overlap) in [
+            (None, DAY),
+            (Some(MONTH), DAY),
+            (Some(SignedDuration::from_hours(48)), DAY),
+            (
+                Some(SignedDuration::from_hours(4)),
+                SignedDuration::from_hours(2),
+            ),
+        ] {
+            assert_eq!(Policy::effective(interval, None).overlap, overlap);
+        }
+        let chosen = Policy::effective(Some(MONTH), Some(SignedDuration::ZERO));
+        assert_eq!(chosen.overlap, SignedDuration::ZERO);
+    }
+
+    #[test]
+    fn without_an_interval_nothing_is_ever_due() {
+        assert_eq!(Policy::effective(None, None).due(at(0), "uid"), None);
+    }
+
+    #[test]
+    fn ten_thousand_resources_made_at_once_turn_evenly_spread() {
+        let policy = policy(MONTH, DAY);
+        let mut slots = [0_u32; 20];
+        for number in 0..10_000 {
+            let uid = format!("{number:08x}-5d6f-4c11-9e2b-6a1f0c9d7e33");
+            let due = policy.due(at(0), &uid).unwrap();
+            let early = (at(0) + MONTH).duration_since(due);
+            let part = early.as_millis() * 20 / (MONTH / 10).as_millis();
+            slots[usize::try_from(part).unwrap()] += 1;
+        }
+        // 500 each on average; six standard deviations are 131.
+        assert!(
+            slots.iter().all(|count| (370..630).contains(count)),
+            "{slots:?}"
+        );
+    }
+
+    #[test]
+    fn a_trigger_acts_once_and_a_revert_does_nothing() {
+        let asked = Triggers {
+            generation: 2,
+            revoke_generation: 1,
+            rotate_at: Some(at(50)),
+            revoke_at: Some(at(70)),
+        };
+        let marks = Marks::default();
+        assert_eq!(asked.turn(&marks, None, at(10)), Turn::Revoke);
+        let marks = asked.handled(&marks, at(10));
+        assert_eq!(asked.turn(&marks, None, at(49)), Turn::Wait);
+        assert_eq!(asked.ahead(&marks), (Some(at(50)), Some(at(70))));
+        assert_eq!(asked.turn(&marks, None, at(50)), Turn::Rotate);
+        let marks = asked.handled(&marks, at(50));
+        assert_eq!(asked.turn(&marks, None, at(69)), Turn::Wait);
+        assert_eq!(asked.turn(&marks, None, at(70)), Turn::Revoke);
+        let marks = asked.handled(&marks, at(70));
+        let reverted = Triggers {
+            generation: 1,
+            revoke_generation: 0,
+            rotate_at: Some(at(40)),
+            revoke_at: None,
+        };
+        for triggers in [&asked, &reverted, &Triggers::default()] {
+            assert_eq!(triggers.turn(&marks, None, at(99)), Turn::Wait);
+            assert_eq!(triggers.handled(&marks, at(99)), marks);
+        }
+        assert_eq!(asked.turn(&marks, Some(at(99)), at(99)), Turn::Rotate);
+        assert_eq!(asked.turn(&marks, Some(at(99)), at(98)), Turn::Wait);
+    }
+
+    fn span(hours: std::ops::Range<i64>) -> impl Strategy<Value = SignedDuration> {
+        (hours.start * 3600..hours.end * 3600).prop_map(SignedDuration::from_secs)
+    }
+
+    fn moment() -> impl Strategy<Value = Option<Timestamp>> {
+        prop::option::of((0..100_i64).prop_map(at))
+    }
+
+    fn triggers() -> impl Strategy<Value = Triggers> {
+        (0..4_i64, 0..4_i64, moment(), moment()).prop_map(
+            |(generation, revoke_generation, rotate_at, revoke_at)| Triggers {
+                generation,
+                revoke_generation,
+                rotate_at,
+                revoke_at,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_is_early_by_at_most_a_tenth_and_never_into_the_overlap(
+            interval in span(0..90_000),
+            part in 0..1000_i32,
+            minted in 0..4_000_000_000_i64,
+            uid: String,
+        ) {
+            let overlap = interval * part / 1000;
+            let policy = policy(interval, overlap);
+            let minted = at(minted);
+            let due = policy.due(minted, &uid).unwrap();
+            prop_assert_eq!(policy.due(minted, &uid), Some(due));
+            prop_assert!(due <= minted + interval);
+            prop_assert!(due >= minted + (interval - interval / JITTER_PART));
+            prop_assert!(due >= minted + overlap);
+        }
+
+        #[test]
+        fn any_policy_is_answered(
+            interval in any::<i64>(),
+            overlap in any::<i64>(),
+            minted in -100_000_000_000..200_000_000_000_i64,
+        ) {
+            let span = |seconds: i64| SignedDuration::from_secs(seconds / 4);
+            let policy = policy(span(interval), span(overlap));
+            let _ = policy.due(at(minted), "uid");
+        }
+
+        #[test]
+        fn what_is_handled_is_not_called_for_again(
+            first in triggers(),
+            then in triggers(),
+            now in 0..100_i64,
+        ) {
+            let marks = first.baseline(at(now));
+            prop_assert_eq!(first.turn(&marks, None, at(now)), Turn::Wait);
+            let handled = then.handled(&marks, at(now));
+            prop_assert_eq!(then.turn(&handled, None, at(now)), Turn::Wait);
+            prop_assert!(handled.generation >= marks.generation);
+            prop_assert!(handled.revoke_generation >= marks.revoke_generation);
+            prop_assert!(handled.rotate_at >= marks.rotate_at);
+            prop_assert!(handled.revoke_at >= marks.revoke_at);
+            // Neither is anything of the past that was asked for first.
+            let back = first.turn(&handled, None, at(now));
+            prop_assert_eq!(back, Turn::Wait);
+        }
+    }
 }

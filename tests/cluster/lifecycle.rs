@@ -530,7 +530,12 @@ async fn thirty_keys_at_once_take_a_few_writes_and_one_restart_and_an_operators_
 {
     const KEYS: usize = 30;
     let space = Space::new("batch").await;
-    let operator = Operator::start(&space, Options::default()).await;
+    // On a busy machine thirty changes take longer than the half second of other tests.
+    let patient = Options {
+        restart_delay: "3s",
+        ..Options::default()
+    };
+    let operator = Operator::start(&space, patient).await;
     space.put_deployment("web").await;
     let names: Vec<String> = (0..KEYS).map(|number| format!("key-{number:02}")).collect();
     let spec = |name: &str| {

@@ -1327,6 +1327,26 @@ fn a_revocation_recorded_ahead_of_the_clock_is_taken_back_to_now() {
     assert_eq!(shelf.record(ENTRY).revoked, Some(shelf.now));
 }
 
+#[test]
+fn a_moment_acted_on_too_early_is_acted_on_when_it_comes() {
+    let mut shelf = Shelf::new();
+    let mut declared = host("default");
+    shelf.look(std::slice::from_ref(&declared));
+    declared.triggers.revoke_at = Some(add(start(), MONTH));
+    shelf.look_after(hours(9999), std::slice::from_ref(&declared));
+    assert_eq!(shelf.record(ENTRY).generation, 2);
+    shelf.now = start();
+    shelf.look(std::slice::from_ref(&declared));
+    let mut sooner = declared.clone();
+    sooner.triggers.revoke_at = Some(add(start(), hours(1)));
+    shelf.clone().look_after(hours(1), &[sooner.clone()]);
+    for (declared, span) in [(sooner, hours(1)), (declared, MONTH)] {
+        let mut shelf = shelf.clone();
+        let plan = shelf.look_after(span, &[declared]);
+        assert_eq!(plan.verdicts[0].occurrences, [Occurrence::Revoked]);
+    }
+}
+
 // Long times
 
 #[test]
@@ -1348,11 +1368,12 @@ fn a_year_of_monthly_turns_wakes_up_twice_for_each() {
 }
 
 #[test]
-fn a_store_of_hundreds_of_keys_is_one_plan() {
+fn many_keys_of_one_store_are_one_plan() {
     let mut shelf = Shelf::new();
-    let declared: Vec<Declared> = (0..400).map(|it| host(&format!("key-{it}"))).collect();
+    let keys = 0..MAX_KEYS;
+    let declared: Vec<Declared> = keys.map(|key| host(&format!("key-{key}"))).collect();
     let plan = shelf.look(&declared);
-    assert_eq!(plan.changes.len(), 401);
+    assert_eq!(plan.changes.len(), MAX_KEYS + 1);
     let plan = shelf.look_after(hours(1), &declared);
     assert!(plan.changes.is_empty());
 }
