@@ -98,7 +98,10 @@ fn ask(what: impl AsyncFnOnce(kube::Client) -> Result<(), plugin::Error>) -> Exi
 }
 
 fn run(what: impl Future<Output = Result<(), String>>) -> ExitCode {
+    // One worker beside the main thread: the apiserver is the limit long before it is busy, and
+    // every further thread has an allocator's arena of its own that keeps what a list once took.
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build();
     match runtime

@@ -9,7 +9,7 @@ use kube::{Client, Config};
 use snafu::{ResultExt, Snafu};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Semaphore, watch},
 };
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -104,6 +104,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
         events: Events::new(client.clone(), identity.clone()),
         metrics: Arc::clone(&metrics),
         seal_key,
+        status_writes: Semaphore::new(args.workers.into()),
         settings: settings(&args),
         client: client.clone(),
     });

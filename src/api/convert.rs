@@ -26,7 +26,7 @@ use crate::{
 const DEFAULT_KEY_NAME: &str = "default";
 
 /// A kind of object that can hold an app's keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StoreKind {
     /// `v1` ConfigMap.
     ConfigMap,
@@ -35,7 +35,7 @@ pub enum StoreKind {
 }
 
 /// An app's key store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreRef {
     /// Its namespace.
     pub namespace: String,
@@ -62,7 +62,7 @@ impl StoreKind {
 }
 
 /// A workload that is restarted, in the namespace of the resource that names it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Workload {
     /// Its namespace.
     pub namespace: String,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use kube::Client;
+use tokio::sync::Semaphore;
 
 use crate::{
     controllers::{
@@ -44,6 +45,9 @@ pub struct Context {
     pub events: Events,
     /// Where figures go.
     pub metrics: Arc<Metrics>,
+    /// Permits to write a status, as many as there are workers: each request under way has a
+    /// connection, and its buffers, to itself.
+    pub status_writes: Semaphore,
     /// The key of the sealed second copies.
     pub seal_key: SealKey,
     /// How to behave.

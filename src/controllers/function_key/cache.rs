@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,7 +20,7 @@ use crate::{
 };
 
 /// A namespace and a name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name {
     /// The namespace.
     pub namespace: String,
@@ -72,27 +71,32 @@ pub struct State {
     pub workload_failures: HashMap<Workload, Report>,
 }
 
-/// Who names a thing.
-struct Index<T>(HashMap<T, BTreeSet<Name>>);
+/// Who names a thing. One set of pairs: a set for each thing would reserve room for eleven names
+/// where most have one.
+struct Index<T>(BTreeSet<(T, Name)>);
 
 impl<T> Default for Index<T> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(BTreeSet::new())
     }
 }
 
-impl<T: Eq + Hash> Index<T> {
+impl<T: Clone + Ord> Index<T> {
     fn add(&mut self, thing: T, name: &Name) {
-        self.0.entry(thing).or_default().insert(name.clone());
+        self.0.insert((thing, name.clone()));
     }
 
     fn remove(&mut self, thing: &T, name: &Name) {
-        if let Some(names) = self.0.get_mut(thing) {
-            names.remove(name);
-            if names.is_empty() {
-                self.0.remove(thing);
-            }
-        }
+        self.0.remove(&(thing.clone(), name.clone()));
+    }
+
+    /// Who names this thing, by name.
+    fn names(&self, thing: &T) -> impl Iterator<Item = &Name> {
+        let from = (thing.clone(), Name::default());
+        self.0
+            .range(from..)
+            .take_while(move |(other, _)| other == thing)
+            .map(|(_, name)| name)
     }
 }
 
@@ -215,37 +219,31 @@ impl State {
         self.declarations.values()
     }
 
-    fn resolve<'a, T: Eq + Hash>(
-        &'a self,
-        index: &'a Index<T>,
-        thing: &T,
-    ) -> impl Iterator<Item = Arc<Declaration>> + 'a {
+    fn resolve<T: Clone + Ord>(&self, index: &Index<T>, thing: &T) -> Vec<Arc<Declaration>> {
         index
-            .0
-            .get(thing)
-            .into_iter()
-            .flatten()
+            .names(thing)
             .filter_map(|name| self.declarations.get(name).cloned())
+            .collect()
     }
 
     /// The keys declared in a store, by name.
     pub fn in_store(&self, store: &StoreRef) -> Vec<Arc<Declaration>> {
-        self.resolve(&self.by_store, store).collect()
+        self.resolve(&self.by_store, store)
     }
 
     /// The keys that are handed to a Secret, by name.
     pub fn in_client(&self, client: &Name) -> Vec<Arc<Declaration>> {
-        self.resolve(&self.by_client, client).collect()
+        self.resolve(&self.by_client, client)
     }
 
     /// The keys that follow a Secret, by name.
     pub fn following(&self, source: &Name) -> Vec<Arc<Declaration>> {
-        self.resolve(&self.by_source, source).collect()
+        self.resolve(&self.by_source, source)
     }
 
     /// The keys that restart a workload, by name.
     pub fn restarting(&self, workload: &Workload) -> Vec<Arc<Declaration>> {
-        self.resolve(&self.by_workload, workload).collect()
+        self.resolve(&self.by_workload, workload)
     }
 
     /// Of these owners, the UIDs of resources that are alive although unreadable.

@@ -670,6 +670,8 @@ async fn write_statuses(
             .filter(|(declaration, status)| declaration.status != *status),
     )
     .map(|(declaration, status)| async move {
+        // The semaphore is never closed.
+        let _permit = context.status_writes.acquire().await;
         match k8s::status::replace(
             &context.client,
             &declaration.namespace,

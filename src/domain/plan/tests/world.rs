@@ -247,32 +247,25 @@ impl World {
     }
 
     fn distribution(&self, resource: &Resource) -> Distribution {
-        let mut complete: Option<(u32, Timestamp)> = None;
+        let Owner { name, uid } = &resource.declared.owner;
+        let mut reached: Option<u32> = None;
         for (secret, restart) in resource.targets.iter().enumerate() {
             let Some(restart) = restart else { continue };
-            let name = &resource.declared.owner.name;
             let copy = self.secrets[secret].copies.entries.get(name);
-            let Some(copy) = copy.filter(|copy| copy.owner.uid == resource.declared.owner.uid)
-            else {
+            let Some(copy) = copy.filter(|copy| copy.owner.uid == *uid) else {
                 return Distribution::Outstanding;
             };
-            let mut at = copy.at;
-            if let (true, Some(changed)) = (*restart, copy.changed) {
-                match self.restarted(name, secret) {
-                    Some(restarted) if restarted >= changed => at = at.max(restarted),
-                    _ => return Distribution::Outstanding,
-                }
+            let restarted = copy
+                .changed
+                .is_none_or(|changed| self.restarted(name, secret).is_some_and(|at| at >= changed));
+            if *restart && !restarted || reached.is_some_and(|it| it != copy.generation) {
+                return Distribution::Outstanding;
             }
-            complete = match complete {
-                Some((generation, _)) if generation != copy.generation => {
-                    return Distribution::Outstanding;
-                }
-                Some((generation, latest)) => Some((generation, latest.max(at))),
-                None => Some((copy.generation, at)),
-            };
+            reached = Some(copy.generation);
         }
-        complete.map_or(Distribution::None, |(generation, at)| {
-            Distribution::Complete { generation, at }
+        reached.map_or(Distribution::None, |generation| Distribution::Complete {
+            generation,
+            at: self.shelf.now,
         })
     }
 

@@ -1,0 +1,866 @@
+//! What the operator costs, as ratios to a client that merely makes the same objects.
+//!
+//! On one machine in one run, because only such ratios mean anything elsewhere: an embedded control
+//! plane with the chart and its policies, the release binary under the chart's ServiceAccount, and
+//! for comparison a bare client that uses the same library, the same rights and the same number of
+//! requests at once. The bare client runs before and after the operator; its time is their mean.
+//!
+//! ```text
+//! cargo bench --bench function_keys       everything: about ten minutes on an idle machine
+//!   BENCH_QUICK=1       1,000 keys in one round only: a minute and a half
+//!   BENCH_N=5000        no more keys than this in any shape
+//!   BENCH_ONLY=10000x1  one shape: keys x keys of one Secret
+//!   BENCH_IDLE=60       seconds of doing nothing that are watched
+//! ```
+//!
+//! It always ends well: a time is never a test.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![allow(
+    clippy::cast_precision_loss,
+    reason = "counts and byte sizes, printed with three digits"
+)]
+
+#[allow(dead_code, unused_imports, reason = "the tests use all of it")]
+#[path = "../tests/cluster/support/mod.rs"]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    future::Future,
+    io::{BufRead, BufReader, Seek, SeekFrom},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use claviger::api::v1alpha1::FunctionKey;
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::{Value, json};
+use support::{
+    Cluster, Operator, Options, Space,
+    control_plane::SYSTEM,
+    operator::{Launcher, kubeconfig_text, service_account_token},
+    space::condition,
+};
+
+/// Requests at once, of the bare client and of whoever declares keys to the operator.
+const PARALLEL: usize = 32;
+const OPERATOR: &str = "system:serviceaccount:claviger-system:claviger";
+/// The bare client makes no more keys than this: its time per key does not depend on the number.
+const BARE_KEYS: usize = 2500;
+/// A minute of the slowest machine per thousand keys.
+const PATIENCE: Duration = Duration::from_mins(20);
+
+/// Picks one measured step out of a round.
+type Pick = fn(&Round) -> &Step;
+
+const AIM_TIME: f64 = 1.2;
+const AIM_WRITES: f64 = 2.0;
+const AIM_MEMORY: f64 = 64.0;
+
+/// So many keys, so many of them in one Secret, measured so many times.
+#[derive(Clone, Copy)]
+struct Shape {
+    keys: usize,
+    together: usize,
+    rounds: usize,
+}
+
+/// Everything that a measurement needs.
+struct Bench {
+    cluster: Arc<Cluster>,
+    admin: Client,
+    /// The operator's rights: admission costs the bare client what it costs the operator.
+    peer: Client,
+    control_plane: u32,
+    idle: Duration,
+}
+
+/// What the operator made of the first store of a shape: the bare client makes the same.
+struct Model {
+    created: Made,
+    rotated: Made,
+}
+
+struct Made {
+    secret: Secret,
+    status: Value,
+}
+
+/// How long a step took, and the CPU it cost.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    seconds: f64,
+    control_plane: f64,
+}
+
+/// Requests of the operator in one step.
+#[derive(Default)]
+struct Requests {
+    writes: usize,
+    reads: usize,
+    watches: usize,
+    leases: usize,
+    refused: usize,
+    by_kind: BTreeMap<String, usize>,
+}
+
+struct Step {
+    /// Time and CPU by key, divided by the bare client's.
+    ratio: f64,
+    cpu_ratio: f64,
+    cost: Cost,
+    /// CPU seconds of the operator.
+    cpu: f64,
+    requests: Requests,
+}
+
+struct Round {
+    create: Step,
+    rotate: Step,
+    peak: f64,
+    settled: f64,
+    after: Option<Restarted>,
+}
+
+struct Restarted {
+    seconds: f64,
+    cpu: f64,
+    peak: f64,
+    settled: f64,
+    requests: Requests,
+    idle: Requests,
+    idle_cpu: f64,
+}
+
+fn main() {
+    let shapes = shapes();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let bench = Bench::start().await;
+        let mut aims = Vec::new();
+        for shape in shapes {
+            let model = bench.model(shape).await;
+            let mut rounds = Vec::new();
+            let mut bare = bench.bare(shape, &model).await;
+            for round in 0..shape.rounds {
+                let last = round + 1 == shape.rounds;
+                let (step, after) = bench.round(shape, &model, bare, last).await;
+                rounds.push(step);
+                bare = after;
+            }
+            report(shape, &rounds, &mut aims);
+        }
+        println!("\nAims");
+        for (met, aim) in &aims {
+            println!("  {}  {aim}", if *met { "PASS" } else { "FAIL" });
+        }
+    });
+}
+
+fn shapes() -> Vec<Shape> {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<usize>().ok())
+    };
+    let most = number("BENCH_N").unwrap_or(usize::MAX);
+    let shape = |keys: usize, together, rounds| Shape {
+        keys: keys.min(most),
+        together,
+        rounds,
+    };
+    let mut shapes = vec![
+        shape(1_000, 1, 3),
+        shape(10_000, 100, 1),
+        shape(10_000, 1, 1),
+    ];
+    if let Ok(only) = std::env::var("BENCH_ONLY") {
+        shapes.retain(|shape| shape.name() == only);
+    }
+    if std::env::var("BENCH_QUICK").is_ok_and(|quick| quick != "0") {
+        shapes.truncate(1);
+        for shape in &mut shapes {
+            shape.rounds = 1;
+        }
+    }
+    // Two shapes that BENCH_N made the same are one.
+    shapes.dedup_by_key(|shape| (shape.keys, shape.together));
+    shapes
+}
+
+impl Shape {
+    fn name(self) -> String {
+        format!("{}x{}", self.keys, self.together)
+    }
+
+    fn key(number: usize) -> String {
+        format!("key-{number:05}")
+    }
+
+    fn store(self, number: usize) -> String {
+        format!("store-{:05}", number / self.together)
+    }
+
+    fn declare(self, number: usize) -> Value {
+        json!({
+            "apiVersion": "claviger.dev/v1alpha1", "kind": "FunctionKey",
+            "metadata": {"name": Self::key(number)},
+            "spec": {
+                "storage": {"secret": {"name": self.store(number)}},
+                "scope": "Function", "functionName": format!("function-{number:05}"),
+                "rotation": {"interval": "720h", "generation": 1},
+            },
+        })
+    }
+}
+
+impl Bench {
+    async fn start() -> Self {
+        say("starting the control plane and installing the chart");
+        let cluster = Cluster::shared().await;
+        let admin = cluster.admin().await;
+        let token = service_account_token(&admin, SYSTEM, "claviger").await;
+        let kubeconfig = Kubeconfig::from_yaml(&kubeconfig_text(&cluster, None, &token)).unwrap();
+        let config =
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        let peer = Client::try_from(config.unwrap()).unwrap();
+        let idle = std::env::var("BENCH_IDLE")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(30);
+        Self {
+            cluster,
+            admin,
+            peer,
+            control_plane: child_called("controlplane"),
+            idle: Duration::from_secs(idle),
+        }
+    }
+
+    /// A namespace to measure in: the tests' own would watch every Secret of it.
+    async fn space(&self, what: &str) -> Space {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static SPACES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{what}-{}", SPACES.fetch_add(1, Ordering::Relaxed));
+        let namespace = Namespace {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                ..ObjectMeta::default()
+            },
+            ..Namespace::default()
+        };
+        Api::all(self.admin.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .unwrap();
+        Space {
+            cluster: Arc::clone(&self.cluster),
+            client: self.admin.clone(),
+            name,
+            values: Arc::default(),
+        }
+    }
+
+    async fn launcher(&self, space: &Space) -> Launcher {
+        let options = Options {
+            log_level: "info",
+            ..Options::default()
+        };
+        Launcher::new(space, &options).await
+    }
+
+    /// Lets the operator make one store and turn its keys, to see what the bare client has to make.
+    async fn model(&self, shape: Shape) -> Model {
+        let space = self.space("model").await;
+        let operator = self.launcher(&space).await.spawn();
+        operator.leads().await;
+        self.declare(&space, shape, shape.together).await;
+        all_ready(&operator, shape.together).await;
+        let created = Made::read(&space, shape).await;
+        let begun = rest().await;
+        self.raise(&space, shape.together).await;
+        all_turned(&operator, shape.together, begun).await;
+        let rotated = Made::read(&space, shape).await;
+        assert!(operator.stop().await);
+        Model { created, rotated }
+    }
+
+    /// The bare client's cost of creating and of rotating, per key.
+    async fn bare(&self, shape: Shape, model: &Model) -> [Cost; 2] {
+        let space = self.space("bare").await;
+        let keys = shape.keys.min(BARE_KEYS);
+        say(&format!(
+            "{}: the bare client makes and turns {keys} keys",
+            shape.name()
+        ));
+        let resource = ApiResource::erase::<FunctionKey>(&());
+        let admins: Api<DynamicObject> =
+            Api::namespaced_with(self.admin.clone(), &space.name, &resource);
+        let statuses: Api<DynamicObject> =
+            Api::namespaced_with(self.peer.clone(), &space.name, &resource);
+        let secrets: Api<Secret> = Api::namespaced(self.peer.clone(), &space.name);
+        let write_status = async |number: usize, uid: String, status: &Value| {
+            let patch = json!([
+                {"op": "test", "path": "/metadata/uid", "value": uid},
+                {"op": "add", "path": "/status", "value": status},
+            ]);
+            let patch: json_patch::Patch = serde_json::from_value(patch).unwrap();
+            let patch = Patch::Json::<()>(patch);
+            statuses
+                .patch_status(&Shape::key(number), &PatchParams::default(), &patch)
+                .await
+                .unwrap();
+        };
+        let created = self
+            .cost(keys, async |number| {
+                let key = serde_json::from_value(shape.declare(number)).unwrap();
+                let made = admins.create(&PostParams::default(), &key).await.unwrap();
+                if number % shape.together == 0 {
+                    let secret = model.created.secret_called(&shape.store(number));
+                    secrets
+                        .create(&PostParams::default(), &secret)
+                        .await
+                        .unwrap();
+                }
+                write_status(number, made.uid().unwrap(), &model.created.status).await;
+            })
+            .await;
+        let changes = model.changes();
+        let rotated = self
+            .cost(keys, async |number| {
+                let raised = raised(&admins, number).await;
+                if number % shape.together == 0 {
+                    let params = PatchParams::default();
+                    let changes = Patch::Merge(&changes);
+                    secrets
+                        .patch(&shape.store(number), &params, &changes)
+                        .await
+                        .unwrap();
+                }
+                write_status(number, raised.uid().unwrap(), &model.rotated.status).await;
+            })
+            .await;
+        [created, rotated]
+    }
+
+    /// The operator on new keys, and the bare client again after it.
+    async fn round(
+        &self,
+        shape: Shape,
+        model: &Model,
+        before: [Cost; 2],
+        last: bool,
+    ) -> (Round, [Cost; 2]) {
+        let Shape { keys, .. } = shape;
+        let space = self.space("bench").await;
+        let launcher = self.launcher(&space).await;
+        let operator = launcher.spawn();
+        operator.leads().await;
+
+        say(&format!("{}: the operator makes {keys} keys", shape.name()));
+        let (mark, cpu) = (self.mark(), cpu_seconds(operator.pid));
+        let create = self
+            .spent(keys, async || {
+                self.declare(&space, shape, keys).await;
+                all_ready(&operator, keys).await;
+            })
+            .await;
+        let create = (
+            create,
+            cpu_seconds(operator.pid) - cpu,
+            self.requests(mark, &space),
+        );
+
+        let begun = rest().await;
+        say(&format!("{}: the operator turns {keys} keys", shape.name()));
+        let (mark, cpu) = (self.mark(), cpu_seconds(operator.pid));
+        let rotate = self
+            .spent(keys, async || {
+                self.raise(&space, keys).await;
+                all_turned(&operator, keys, begun).await;
+            })
+            .await;
+        let rotate = (
+            rotate,
+            cpu_seconds(operator.pid) - cpu,
+            self.requests(mark, &space),
+        );
+        rest().await;
+        let (peak, settled) = memory(operator.pid);
+        assert!(operator.stop().await);
+        verify(&space, shape).await;
+
+        let restarted = if last {
+            Some(self.restart(&launcher, &space, shape).await)
+        } else {
+            None
+        };
+        let after = self.bare(shape, model).await;
+        let step = |index: usize, (cost, cpu, requests): (Cost, f64, Requests)| {
+            let bare = |of: fn(&Cost) -> f64| f64::midpoint(of(&before[index]), of(&after[index]));
+            Step {
+                ratio: cost.seconds / bare(|cost| cost.seconds),
+                cpu_ratio: cost.control_plane / bare(|cost| cost.control_plane),
+                cost,
+                cpu,
+                requests,
+            }
+        };
+        let round = Round {
+            create: step(0, create),
+            rotate: step(1, rotate),
+            peak,
+            settled,
+            after: restarted,
+        };
+        (round, after)
+    }
+
+    /// The operator finds everything as it should be, and then has nothing to do.
+    async fn restart(&self, launcher: &Launcher, space: &Space, shape: Shape) -> Restarted {
+        say(&format!(
+            "{}: the operator starts again with nothing to do",
+            shape.name()
+        ));
+        let (mark, begun) = (self.mark(), Instant::now());
+        let operator = launcher.spawn();
+        operator.leads().await;
+        all_ready(&operator, shape.keys).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        // The first looks are over when they cost nothing any more.
+        let mut cpu = cpu_seconds(operator.pid);
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let now = cpu_seconds(operator.pid);
+            if now - cpu < 0.05 {
+                break;
+            }
+            cpu = now;
+        }
+        let cpu = cpu_seconds(operator.pid);
+        let requests = self.requests(mark, space);
+        let mark = self.mark();
+        tokio::time::sleep(self.idle).await;
+        let idle = self.requests(mark, space);
+        let idle_cpu = cpu_seconds(operator.pid) - cpu;
+        let (peak, settled) = memory(operator.pid);
+        assert!(operator.stop().await);
+        Restarted {
+            seconds,
+            cpu,
+            peak,
+            settled,
+            requests,
+            idle,
+            idle_cpu,
+        }
+    }
+
+    async fn declare(&self, space: &Space, shape: Shape, keys: usize) {
+        let resource = ApiResource::erase::<FunctionKey>(&());
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.admin.clone(), &space.name, &resource);
+        in_parallel(keys, async |number| {
+            let key = serde_json::from_value(shape.declare(number)).unwrap();
+            api.create(&PostParams::default(), &key).await.unwrap();
+        })
+        .await;
+    }
+
+    async fn raise(&self, space: &Space, keys: usize) {
+        let resource = ApiResource::erase::<FunctionKey>(&());
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.admin.clone(), &space.name, &resource);
+        in_parallel(keys, async |number| _ = raised(&api, number).await).await;
+    }
+
+    /// What it costs to do something for each of so many keys at a time, per key.
+    async fn cost<Doing: Future<Output = ()>>(
+        &self,
+        keys: usize,
+        act: impl Fn(usize) -> Doing,
+    ) -> Cost {
+        self.spent(keys, async || in_parallel(keys, act).await)
+            .await
+    }
+
+    async fn spent<Doing: Future<Output = ()>>(
+        &self,
+        keys: usize,
+        act: impl FnOnce() -> Doing,
+    ) -> Cost {
+        let (begun, cpu) = (Instant::now(), cpu_seconds(self.control_plane));
+        act().await;
+        Cost {
+            seconds: begun.elapsed().as_secs_f64() / keys as f64,
+            control_plane: (cpu_seconds(self.control_plane) - cpu) / keys as f64,
+        }
+    }
+
+    /// Where the audit log ends now.
+    fn mark(&self) -> u64 {
+        std::fs::metadata(&self.cluster.audit).unwrap().len()
+    }
+
+    /// What the operator asked of the apiserver since.
+    fn requests(&self, mark: u64, space: &Space) -> Requests {
+        let mut log = File::open(&self.cluster.audit).unwrap();
+        log.seek(SeekFrom::Start(mark)).unwrap();
+        let mut requests = Requests::default();
+        for line in BufReader::new(log).lines().map_while(Result::ok) {
+            // A line that is being written is not one yet.
+            let Ok(event) = serde_json::from_str::<Value>(&line) else {
+                continue;
+            };
+            let text = |pointer: &str| {
+                event
+                    .pointer(pointer)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+            };
+            let namespace = text("/objectRef/namespace");
+            if text("/user/username") != OPERATOR
+                || ![space.name.as_str(), SYSTEM, ""].contains(&namespace)
+            {
+                continue;
+            }
+            let watch = text("/verb") == "watch";
+            if watch != (text("/stage") == "ResponseStarted") {
+                continue;
+            }
+            let resource = [text("/objectRef/resource"), text("/objectRef/subresource")];
+            let code = event
+                .pointer("/responseStatus/code")
+                .and_then(Value::as_u64)
+                .unwrap_or_default();
+            requests.take(text("/verb"), resource, code);
+        }
+        requests
+    }
+}
+
+impl Requests {
+    fn take(&mut self, verb: &str, [resource, subresource]: [&str; 2], code: u64) {
+        match (verb, resource) {
+            (_, "leases") => self.leases += 1,
+            (_, "events") => {}
+            ("watch", _) => self.watches += 1,
+            _ => {
+                if matches!(verb, "get" | "list") {
+                    self.reads += 1;
+                } else {
+                    self.writes += 1;
+                }
+                self.refused += usize::from(code >= 400);
+                let slash = if subresource.is_empty() { "" } else { "/" };
+                *self
+                    .by_kind
+                    .entry(format!("{verb} {resource}{slash}{subresource}"))
+                    .or_default() += 1;
+            }
+        }
+    }
+
+    fn list(&self) -> String {
+        let kinds: Vec<String> = self
+            .by_kind
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        if kinds.is_empty() {
+            "none".to_owned()
+        } else {
+            kinds.join(", ")
+        }
+    }
+}
+
+impl Made {
+    /// The first store of a shape and the status of its first key.
+    async fn read(space: &Space, shape: Shape) -> Self {
+        Self {
+            secret: space.secrets().get(&shape.store(0)).await.unwrap(),
+            status: serde_json::to_value(space.status(&Shape::key(0)).await).unwrap(),
+        }
+    }
+
+    fn secret_called(&self, name: &str) -> Secret {
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: self.secret.metadata.labels.clone(),
+                annotations: self.secret.metadata.annotations.clone(),
+                ..ObjectMeta::default()
+            },
+            data: self.secret.data.clone(),
+            type_: self.secret.type_.clone(),
+            ..Secret::default()
+        }
+    }
+}
+
+impl Model {
+    /// The merge patch that makes the rotated Secret of the created one.
+    fn changes(&self) -> Value {
+        let (before, after) = (&self.created.secret, &self.rotated.secret);
+        let known = before.data.as_ref().unwrap();
+        let data: BTreeMap<_, _> = after
+            .data
+            .iter()
+            .flatten()
+            .filter(|(entry, value)| known.get(*entry) != Some(value))
+            .collect();
+        json!({"metadata": {"annotations": after.metadata.annotations}, "data": data})
+    }
+}
+
+async fn raised(api: &Api<DynamicObject>, number: usize) -> DynamicObject {
+    let patch = Patch::Merge(json!({"spec": {"rotation": {"generation": 2}}}));
+    api.patch(&Shape::key(number), &PatchParams::default(), &patch)
+        .await
+        .unwrap()
+}
+
+async fn in_parallel<Doing: Future<Output = ()>>(keys: usize, act: impl Fn(usize) -> Doing) {
+    stream::iter((0..keys).map(act))
+        .buffer_unordered(PARALLEL)
+        .collect::<()>()
+        .await;
+}
+
+/// A pause in which everything comes to rest and the clock gets past the second. Answers when it
+/// ended.
+async fn rest() -> Instant {
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    Instant::now()
+}
+
+/// Waits until the operator's own figures satisfy: a list of all keys would cost more than what is
+/// measured.
+async fn figures(operator: &Operator, what: &str, good: impl Fn(&dyn Fn(&str) -> usize) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let text = operator.get("/metrics").await.unwrap_or_default();
+        let figure = |name: &str| {
+            let value = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a count or an age"
+            )]
+            value.map_or(usize::MAX, |value| value as usize)
+        };
+        if good(&figure) {
+            return;
+        }
+        assert!(
+            alive(operator.pid),
+            "the operator ended before {what}:\n{}",
+            operator.logged()
+        );
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "waited in vain until {what}:\n{text}\n{}",
+            operator.logged()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+const READY: &str = r#"claviger_resources{kind="FunctionKey",ready="true"}"#;
+const OLDEST: &str = r#"claviger_oldest_key_seconds{kind="FunctionKey"}"#;
+
+async fn all_ready(operator: &Operator, keys: usize) {
+    figures(operator, "all keys are Ready", |figure| {
+        figure(READY) == keys
+    })
+    .await;
+}
+
+async fn all_turned(operator: &Operator, keys: usize, begun: Instant) {
+    figures(operator, "all keys are turned", |figure| {
+        figure(READY) == keys && figure(OLDEST) as f64 <= begun.elapsed().as_secs_f64() + 1.0
+    })
+    .await;
+}
+
+/// The operator's figures were believed while it ran; now every key is looked at.
+async fn verify(space: &Space, shape: Shape) {
+    let keys = space.keys().list(&ListParams::default()).await.unwrap();
+    let good = keys.iter().filter(|key| {
+        let status = key.status.as_ref().unwrap();
+        status.observed_generation == key.metadata.generation
+            && condition(status, "Ready") == "True"
+            && status.rotation.as_ref().unwrap().generation == 2
+    });
+    assert_eq!(
+        good.count(),
+        shape.keys,
+        "keys that are Ready in their second generation"
+    );
+}
+
+fn report(shape: Shape, rounds: &[Round], aims: &mut Vec<(bool, String)>) {
+    let name = format!("{} keys, {} to a Secret", shape.keys, shape.together);
+    let keys = shape.keys as f64;
+    println!("\n{name}");
+    println!(
+        "{:<22}{:>10}{:>16}{:>14}{:>14}{:>16}",
+        "", "time ÷", "apiserver CPU ÷", "writes", "operator CPU", ""
+    );
+    println!(
+        "{:<22}{:>10}{:>16}{:>14}{:>14}{:>16}",
+        "", "bare", "bare", "per key", "ms per key", "keys per second"
+    );
+    let steps: [(&str, Pick); 2] = [
+        ("all Ready", |round| &round.create),
+        ("all rotated", |round| &round.rotate),
+    ];
+    for (what, step) in steps {
+        let median =
+            |of: fn(&Step) -> f64| median(rounds.iter().map(|round| of(step(round))).collect());
+        let ratio = median(|step| step.ratio);
+        let writes = median(|step| step.requests.writes as f64) / keys;
+        println!(
+            "{what:<22}{ratio:>10.2}{:>16.2}{writes:>14.2}{:>14.2}{:>16.0}",
+            median(|step| step.cpu_ratio),
+            median(|step| step.cpu) * 1000.0 / keys,
+            median(|step| 1.0 / step.cost.seconds),
+        );
+        let refused = rounds
+            .iter()
+            .map(|round| step(round).requests.refused)
+            .sum::<usize>();
+        let requests = &step(rounds.last().unwrap()).requests;
+        println!("  {} ({refused} refused in all rounds)", requests.list());
+        aims.push((
+            ratio <= AIM_TIME,
+            format!("{name}: {what} in {ratio:.2} × the bare client (aim ≤ {AIM_TIME})"),
+        ));
+        // The master key beside it is not one that anybody declared.
+        aims.push((
+            writes <= AIM_WRITES,
+            format!("{name}: {what} with {writes:.2} writes per key (aim ≤ {AIM_WRITES})"),
+        ));
+    }
+    let peak = rounds.iter().map(|round| round.peak).fold(0.0, f64::max);
+    let last = rounds.last().unwrap();
+    println!(
+        "memory: peak {peak:.0} MiB, settled {:.0} MiB",
+        last.settled
+    );
+    let after = last.after.as_ref().unwrap();
+    println!(
+        "restart: {:.1} s until it knows all, {:.2} s CPU, peak {:.0} MiB, settled {:.0} MiB; {} writes; {}",
+        after.seconds,
+        after.cpu,
+        after.peak,
+        after.settled,
+        after.requests.writes,
+        after.requests.list()
+    );
+    println!(
+        "idle: {} requests, {} for the lease, {} watches taken up again, {:.2} s CPU",
+        after.idle.list(),
+        after.idle.leases,
+        after.idle.watches,
+        after.idle_cpu
+    );
+    let peak = peak.max(after.peak);
+    aims.push((
+        peak <= AIM_MEMORY,
+        format!("{name}: {peak:.0} MiB at most (aim ≤ {AIM_MEMORY})"),
+    ));
+    let writes = after.requests.writes;
+    aims.push((
+        writes == 0,
+        format!("{name}: {writes} writes after a restart (aim 0)"),
+    ));
+    let idle = after.idle.reads + after.idle.writes;
+    aims.push((
+        idle == 0,
+        format!("{name}: {idle} requests when idle beside lease and watches (aim 0)"),
+    ));
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    let middle = of.len() / 2;
+    if of.len() % 2 == 1 {
+        of[middle]
+    } else {
+        f64::midpoint(of[middle - 1], of[middle])
+    }
+}
+
+/// CPU seconds that a process has used.
+fn cpu_seconds(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name in parentheses may hold spaces.
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
+    // 100 ticks a second on every Linux that Rust runs on.
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// The most memory a process ever had resident, and what it has now, in MiB.
+fn memory(pid: u32) -> (f64, f64) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    };
+    (field("VmHWM:"), field("VmRSS:"))
+}
+
+/// Whether a process runs; one that has ended stays a zombie until somebody asks for its status.
+fn alive(pid: u32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    text.rsplit_once(')')
+        .is_some_and(|(_, tail)| !tail.trim_start().starts_with('Z'))
+}
+
+/// The child of this process of that name.
+fn child_called(name: &str) -> u32 {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let own = std::process::id().to_string();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_it = |pid: &u32| {
+        let path = format!("/proc/{pid}/stat");
+        let text = std::fs::read_to_string(Path::new(&path)).unwrap_or_default();
+        let Some((head, tail)) = text.rsplit_once(')') else {
+            return false;
+        };
+        head.ends_with(&format!("({name}")) && tail.split_whitespace().nth(1) == Some(own.as_str())
+    };
+    pids.find(is_it).unwrap()
+}
+
+fn say(what: &str) {
+    use std::io::IsTerminal;
+    if std::io::stderr().is_terminal() {
+        eprintln!("… {what}");
+    }
+}
