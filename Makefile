@@ -42,7 +42,7 @@ soak: tools ## The same with ten times as many kills and property cases.
 
 .PHONY: bench
 bench: tools ## Measure against a bare client doing the same writes; prints ratios.
-	cargo bench --locked
+	cargo bench --locked --bench function_keys
 
 .PHONY: lint
 lint: ## Formatting and clippy, as CI runs them.

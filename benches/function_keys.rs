@@ -55,7 +55,7 @@ use support::{
 const PARALLEL: usize = 32;
 const OPERATOR: &str = "system:serviceaccount:claviger-system:claviger";
 /// The bare client makes no more keys than this: its time per key does not depend on the number.
-const BARE_KEYS: usize = 2500;
+const BARE_KEYS: usize = 5000;
 /// A minute of the slowest machine per thousand keys.
 const PATIENCE: Duration = Duration::from_mins(20);
 

@@ -5,6 +5,7 @@ pub mod crd;
 pub mod event;
 pub mod object;
 pub mod seal_key;
+pub mod shelf;
 pub mod status;
 pub mod workload;
 

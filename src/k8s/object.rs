@@ -23,8 +23,9 @@ use crate::{
     domain::{
         key::KeyMaterial,
         layout,
-        ledger::{Copies, Ledger},
+        ledger::{Copies, Copy, Ledger, Record},
     },
+    k8s::shelf::Shelf,
 };
 
 /// The field manager of everything that Claviger's controller writes.
@@ -61,15 +62,15 @@ pub struct Observed {
     /// Whether its type is one that may hold values of ours.
     pub allowed: bool,
     /// Entries whose value is text. Of a key store only those that the host reads.
-    pub values: BTreeMap<String, KeyMaterial>,
+    pub values: Shelf<KeyMaterial>,
     /// Entries whose value is not text.
     pub opaque: HashSet<String>,
     /// Whether there are entries that are none of ours.
     pub others: bool,
     /// The bookkeeping of a key store; absent when there is none or it is not readable.
-    pub ledger: Option<Ledger>,
+    pub ledger: Option<Shelf<Record>>,
     /// The bookkeeping of a client's Secret.
-    pub copies: Option<Copies>,
+    pub copies: Option<Shelf<Copy>>,
     /// Whether bookkeeping here is remembered from before: the annotation was wiped since.
     pub recalled: bool,
     /// The sealed second copy.
@@ -129,21 +130,25 @@ impl Observed {
             created: annotation(CREATED_ANNOTATION).is_some(),
             immutable: immutable.unwrap_or_default(),
             allowed,
-            ledger: annotation(LEDGER_ANNOTATION).and_then(|text| Ledger::parse(text).ok()),
-            copies: annotation(COPIES_ANNOTATION).and_then(|text| Copies::parse(text).ok()),
+            ledger: annotation(LEDGER_ANNOTATION)
+                .and_then(|text| Some(Ledger::parse(text).ok()?.entries.into())),
+            copies: annotation(COPIES_ANNOTATION)
+                .and_then(|text| Some(Copies::parse(text).ok()?.entries.into())),
             sealed: annotation(SEALED_ANNOTATION).cloned(),
             content: label,
             ..Self::default()
         };
+        let mut values = BTreeMap::new();
         for (entry, text) in entries {
             let app_key = layout::is_app_key(&entry);
             observed.others |= !app_key;
             match text {
                 Some(_) if is_store && !app_key => {}
-                Some(text) => _ = observed.values.insert(entry, KeyMaterial::new(text)),
+                Some(text) => _ = values.insert(entry, KeyMaterial::new(text)),
                 None => _ = observed.opaque.insert(entry),
             }
         }
+        observed.values = values.into();
         observed.version = metadata.resource_version.unwrap_or_default();
         observed.uid = metadata.uid.unwrap_or_default();
         observed

@@ -27,9 +27,13 @@ use crate::{
     },
     domain::{
         copies::{self, Held, Placement, Plan, Wanted},
+        ledger::Copies,
         plan,
     },
-    k8s::object::{Observed, Write},
+    k8s::{
+        object::{Observed, Write},
+        shelf::Shelf,
+    },
 };
 
 /// Looks at a client's Secret; answers when to look again though nothing changes (never: a store
@@ -113,18 +117,13 @@ fn value(
     }
     let observed = state.object(&declaration.store)?;
     let entry = declaration.key.data_key();
-    let (entry, record) = observed
-        .ledger
-        .as_ref()?
-        .entries
-        .iter()
-        .find(|(name, record)| {
-            name.eq_ignore_ascii_case(&entry)
-                && record
-                    .owner
-                    .as_ref()
-                    .is_some_and(|owner| owner.uid == declaration.owner.uid)
-        })?;
+    let (entry, record) = observed.ledger.as_ref()?.iter().find(|(name, record)| {
+        name.eq_ignore_ascii_case(&entry)
+            && record
+                .owner
+                .as_ref()
+                .is_some_and(|owner| owner.uid == declaration.owner.uid)
+    })?;
     let handout = plan::handout(now, entry, record, |name| {
         observed.values.get(name).cloned()
     })?;
@@ -225,9 +224,15 @@ fn refusal(client: &Name, observed: &Observed) -> Option<String> {
 
 fn held(observed: Option<&Observed>) -> Held {
     observed.map_or_else(Held::default, |observed| Held {
-        values: observed.values.clone(),
+        values: observed.values.to_map(),
         opaque: observed.opaque.clone(),
-        copies: observed.copies.clone().unwrap_or_default(),
+        copies: Copies {
+            entries: observed
+                .copies
+                .as_ref()
+                .map(Shelf::to_map)
+                .unwrap_or_default(),
+        },
     })
 }
 
@@ -242,7 +247,7 @@ async fn spared(
         let copies = observed.and_then(|observed| observed.copies.as_ref());
         copies
             .into_iter()
-            .flat_map(|copies| copies.entries.values())
+            .flat_map(Shelf::values)
             .filter(|copy| !state.lives(&client.namespace, &copy.owner))
             .map(|copy| (copy.owner.uid.clone(), copy.declared.unwrap_or(copy.at)))
             .collect()
@@ -294,7 +299,11 @@ async fn perform(
         context.cache.lock().lose(&object);
         return Ok(true);
     }
-    let booked = !observed.recalled && observed.copies.clone().unwrap_or_default() == plan.copies;
+    let booked = !observed.recalled
+        && match &observed.copies {
+            Some(copies) => *copies == plan.copies.entries,
+            None => empty,
+        };
     if observed.content.as_deref() == write.content && booked && plan.changes.is_empty() {
         return Ok(false);
     }

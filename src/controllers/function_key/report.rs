@@ -81,14 +81,7 @@ pub fn clients(state: &cache::State, declaration: &Declaration, verdict: &Verdic
         let client = Name::new(&*declaration.namespace, &*target.secret);
         let copy = state
             .object(&client.secret())
-            .and_then(|observed| {
-                observed
-                    .copies
-                    .as_ref()?
-                    .entries
-                    .get(&target.entry)
-                    .cloned()
-            })
+            .and_then(|observed| observed.copies.as_ref()?.get(&target.entry).cloned())
             .filter(|copy| copy.owner.uid == declaration.owner.uid);
         let failure = state
             .client_failures

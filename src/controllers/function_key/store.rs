@@ -33,14 +33,15 @@ use crate::{
         },
     },
     domain::{
-        key::{KeyKind, KeyMaterial, format, strength},
+        key::{Digest, KeyKind, KeyMaterial, format, strength},
         layout,
-        ledger::Ledger,
+        ledger::{Ledger, Record},
         plan::{self, Declared, Distribution, Input, Occurrence, Plan, Stored, Supply},
     },
     k8s::{
         self,
         object::{Observed, Write},
+        shelf::Shelf,
     },
 };
 
@@ -260,7 +261,7 @@ async fn spared(
         let state = context.cache.lock();
         ledger
             .into_iter()
-            .flat_map(|ledger| ledger.entries.values())
+            .flat_map(Shelf::values)
             .filter_map(|record| {
                 Some((
                     record.owner.as_ref()?,
@@ -334,10 +335,7 @@ fn distribution(state: &State, declaration: &Declaration, now: Timestamp) -> Dis
         let secret = Name::new(&*declaration.namespace, &*target.secret).secret();
         let Some(copy) = state
             .object(&secret)
-            .and_then(|observed| {
-                let copies = observed.copies.as_ref()?;
-                copies.entries.get(&target.entry).cloned()
-            })
+            .and_then(|observed| observed.copies.as_ref()?.get(&target.entry).cloned())
             .filter(|copy| copy.owner.uid == declaration.owner.uid)
         else {
             return Distribution::Outstanding;
@@ -369,7 +367,7 @@ fn salvage(state: &State, declaration: &Declaration) -> Option<(u32, KeyMaterial
         .filter_map(|target| {
             let observed =
                 state.object(&Name::new(&*declaration.namespace, &*target.secret).secret())?;
-            let copy = observed.copies.as_ref()?.entries.get(&target.entry)?;
+            let copy = observed.copies.as_ref()?.get(&target.entry)?;
             let value = observed.values.get(&target.entry)?;
             (copy.owner.uid == declaration.owner.uid && copy.digest == value.digest())
                 .then(|| (copy.generation, value.clone()))
@@ -384,20 +382,22 @@ fn recollect(context: &Context, store: &StoreRef, observed: Option<&Observed>) -
             .cache
             .lock()
             .deleted(store)
-            .and_then(|before| before.ledger.clone())
+            .and_then(|before| before.ledger.as_ref().map(Shelf::to_map))
     };
     let values = observed
-        .map(|observed| observed.values.clone())
+        .map(|observed| observed.values.to_map())
         .unwrap_or_default();
     Stored {
         values: values
             .into_iter()
             .filter(|(entry, _)| layout::is_app_key(entry))
             .collect(),
-        ledger: observed
-            .and_then(|observed| observed.ledger.clone())
-            .or_else(recalled)
-            .unwrap_or_default(),
+        ledger: Ledger {
+            entries: observed
+                .and_then(|observed| observed.ledger.as_ref().map(Shelf::to_map))
+                .or_else(recalled)
+                .unwrap_or_default(),
+        },
     }
 }
 
@@ -429,7 +429,7 @@ fn keepsakes(
     let before = context.cache.lock().deleted(store);
     let remembered = before
         .as_ref()
-        .map(|before| before.values.clone())
+        .map(|before| before.values.to_map())
         .unwrap_or_default();
     let sealed = observed
         .and_then(|observed| observed.sealed.as_ref())
@@ -485,7 +485,7 @@ async fn perform(
     let emptied = plan.ledger.entries.is_empty();
     let left = observed
         .values
-        .keys()
+        .names()
         .any(|entry| !matches!(plan.changes.get(entry), Some(None)));
     if emptied && observed.created && !left && !observed.others && observed.opaque.is_empty() {
         context
@@ -508,8 +508,11 @@ async fn perform(
     }
     let write = build(context, store, Some(observed), stored, plan);
     let labelled = observed.content.as_deref() == write.content;
-    let booked =
-        !observed.recalled && observed.ledger.as_ref() == (!emptied).then_some(&plan.ledger);
+    let booked = !observed.recalled
+        && match &observed.ledger {
+            Some(ledger) => !emptied && *ledger == plan.ledger.entries,
+            None => emptied,
+        };
     let resealed = write.annotations.contains_key(SEALED_ANNOTATION);
     if labelled && booked && !resealed && plan.changes.is_empty() {
         return Ok(());
@@ -594,21 +597,16 @@ fn published(ledger: &Ledger, stored: &Stored, plan: &Plan) -> BTreeMap<String, 
 }
 
 /// Whether two ledgers speak of the same values.
-fn same_values(before: &Ledger, after: &Ledger) -> bool {
-    before.entries.len() == after.entries.len()
+fn same_values(before: &Shelf<Record>, after: &Ledger) -> bool {
+    fn digests(record: &Record) -> impl Iterator<Item = Digest> {
+        let previous = record.previous.iter().map(|previous| previous.digest);
+        previous.chain([record.digest])
+    }
+    before.names().eq(after.entries.keys())
         && before
-            .entries
-            .iter()
-            .zip(&after.entries)
-            .all(|((entry, one), (other, two))| {
-                entry == other
-                    && one.digest == two.digest
-                    && one
-                        .previous
-                        .iter()
-                        .map(|previous| previous.digest)
-                        .eq(two.previous.iter().map(|previous| previous.digest))
-            })
+            .values()
+            .zip(after.entries.values())
+            .all(|(one, two)| digests(one).eq(digests(two)))
 }
 
 /// Step 5: tell whom it concerns.

@@ -84,6 +84,10 @@ impl Awaited {
     }
 }
 
+/// How many objects a list brings at a time. While it is read a page takes memory twice, as text and
+/// as objects, and what it leaves behind is kept by the process for good.
+const PAGE: u32 = 100;
+
 /// Starts the watches; they go on as long as the process does.
 pub fn start(context: &Arc<Context>) -> Progress {
     let scopes: Vec<Option<String>> = match context.settings.namespaces.as_slice() {
@@ -179,7 +183,7 @@ where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
     F: Follower<K>,
 {
-    let mut events = pin!(watcher(api, config).backoff(Pause::default()));
+    let mut events = pin!(watcher(api, config.page_size(PAGE)).backoff(Pause::default()));
     loop {
         match events.try_next().await {
             Ok(Some(Event::Apply(object))) => follower.seen(object, false),

@@ -108,14 +108,9 @@ fn unseen(state: &State, workload: &Workload) -> Vec<Timestamp> {
             .filter(|target| target.restart.contains(&workload.workload))
         {
             let secret = Name::new(&*declaration.namespace, &*target.secret).secret();
-            let copy = state.object(&secret).and_then(|observed| {
-                observed
-                    .copies
-                    .as_ref()?
-                    .entries
-                    .get(&target.entry)
-                    .cloned()
-            });
+            let copy = state
+                .object(&secret)
+                .and_then(|observed| observed.copies.as_ref()?.get(&target.entry).cloned());
             changes.extend(
                 copy.filter(|copy| copy.owner.uid == declaration.owner.uid)
                     .and_then(|copy| copy.changed),
@@ -131,7 +126,6 @@ fn unseen(state: &State, workload: &Workload) -> Vec<Timestamp> {
                 observed
                     .ledger
                     .as_ref()?
-                    .entries
                     .iter()
                     .find(|(name, _)| name.eq_ignore_ascii_case(&entry))
                     .map(|(_, record)| record)
