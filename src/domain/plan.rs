@@ -427,30 +427,25 @@ impl Draft<'_> {
         })
     }
 
-    /// The value of this digest that belongs under `name`, wherever it is at hand: `name` is the
-    /// key's entry or that of a previous value, which a host may have put back as the current one.
-    fn recover(
-        &self,
-        entry: &str,
-        name: &str,
-        digest: Digest,
-        declared: &Declared,
-    ) -> Option<KeyMaterial> {
+    /// A value of this key, current or previous, wherever it is at hand: a host may have put one in
+    /// the place of another.
+    fn recover(&self, entry: &str, digest: Digest, declared: &Declared) -> Option<KeyMaterial> {
         let given = match &declared.supply {
             Supply::Given(value) => Some(value),
             Supply::Mint | Supply::Withheld => None,
         };
-        [
-            self.value(name),
-            self.input.stored.values.get(entry),
-            self.input.kept.get(name),
-            given,
-            declared.salvage.as_ref().map(|(_, value)| value),
-        ]
-        .into_iter()
-        .flatten()
-        .find(|value| value.digest() == digest)
-        .cloned()
+        let held = declared.salvage.as_ref().map(|(_, value)| value);
+        [&self.input.stored.values, self.input.kept]
+            .into_iter()
+            .flat_map(|values| {
+                let from = values.range(entry.to_owned()..);
+                from.take_while(|(name, _)| name.starts_with(entry))
+                    .map(|(_, value)| value)
+            })
+            .chain(given)
+            .chain(held)
+            .find(|value| value.digest() == digest)
+            .cloned()
     }
 
     /// Removes what the host would take for the same key as this entry: all of it, or only values
@@ -712,7 +707,7 @@ impl Draft<'_> {
                 (value, (Origin::Adopted, Occurrence::DriftAdopted))
             }
             acceptable => {
-                if let Some(value) = self.recover(entry, entry, record.digest, declared) {
+                if let Some(value) = self.recover(entry, record.digest, declared) {
                     self.put(entry.to_owned(), value);
                     verdict.happened(if changed {
                         Occurrence::DriftUndone
@@ -737,10 +732,10 @@ impl Draft<'_> {
                         (value, (Origin::Adopted, Occurrence::DriftAdopted))
                     }
                     (Supply::Given(_) | Supply::Withheld, None) => {
-                        let last = record.previous.iter().rev().find_map(|previous| {
-                            let name = layout::previous(entry, previous.generation);
-                            self.recover(entry, &name, previous.digest, declared)
-                        });
+                        let earlier = record.previous.iter().rev();
+                        let last = earlier
+                            .map(|previous| previous.digest)
+                            .find_map(|digest| self.recover(entry, digest, declared));
                         let Some(value) = last else {
                             self.remove(entry);
                             return;
@@ -771,7 +766,7 @@ impl Draft<'_> {
             if previous.retires.is_some_and(|at| at <= now) || self.value(&name).is_some_and(stands)
             {
                 record.previous.push(previous);
-            } else if let Some(value) = self.recover(entry, &name, previous.digest, declared) {
+            } else if let Some(value) = self.recover(entry, previous.digest, declared) {
                 self.put(name, value);
                 verdict.happened(Occurrence::Restored);
                 record.previous.push(previous);

@@ -82,7 +82,7 @@ mod tests {
         let shelf = Shelf::from(map.clone());
         assert_eq!(shelf.to_map(), map);
         assert!(shelf == map && shelf.get("b") == Some(&1) && shelf.get("d").is_none());
-        assert!(shelf != BTreeMap::new() && Shelf::default() == BTreeMap::<String, ()>::new());
+        assert!(shelf != BTreeMap::new() && Shelf::<usize>::default() == BTreeMap::new());
         assert_eq!(shelf.names().collect::<Vec<_>>(), ["a", "b", "c"]);
     }
 }
