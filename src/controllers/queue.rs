@@ -30,7 +30,7 @@ const LONGEST_DEBOUNCE: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+const LONGEST_RETRY: Duration = Duration::from_secs(8);
 
 /// Where to put items.
 pub struct Queue<T> {

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use kube::runtime::events::EventType;
 use snafu::ResultExt;
@@ -662,7 +662,8 @@ async fn write_statuses(
     context: &Context,
     statuses: Vec<(Arc<Declaration>, FunctionKeyStatus)>,
 ) -> Result<(), Error> {
-    stream::iter(
+    // One that fails keeps none of the others from being written.
+    let written: Vec<Result<(), Error>> = stream::iter(
         statuses
             .into_iter()
             .filter(|(declaration, status)| declaration.status != *status),
@@ -693,8 +694,9 @@ async fn write_statuses(
         Ok(())
     })
     .buffer_unordered(STATUS_WRITES)
-    .try_collect()
-    .await
+    .collect()
+    .await;
+    written.into_iter().collect()
 }
 
 /// An event when nothing more will happen until somebody changes something.
