@@ -42,6 +42,7 @@ soak: tools ## The same with ten times as many kills and property cases.
 
 .PHONY: bench
 bench: tools ## Measure against a bare client doing the same writes; prints ratios.
+	cargo bench --locked --bench vault_envelope
 	cargo bench --locked --bench function_keys
 
 .PHONY: lint
@@ -51,8 +52,10 @@ lint: ## Formatting and clippy, as CI runs them.
 
 .PHONY: crds
 crds: ## Generate the custom resource definitions and their copies in the charts.
-	cargo run --quiet --locked -- crds > target/functionkeys.claviger.dev.yaml
-	install -D -m 644 target/functionkeys.claviger.dev.yaml crds/functionkeys.claviger.dev.yaml
-	for chart in claviger claviger-crds; do \
-	  install -D -m 644 crds/functionkeys.claviger.dev.yaml charts/$$chart/files/crds/functionkeys.claviger.dev.yaml; \
+	for kind in FunctionKey SecretVault; do \
+	  file=$$(tr '[:upper:]' '[:lower:]' <<< "$$kind")s.claviger.dev.yaml; \
+	  cargo run --quiet --locked -- crds --kind "$$kind" > "target/$$file"; \
+	  for folder in crds charts/claviger/files/crds charts/claviger-crds/files/crds; do \
+	    install -D -m 644 "target/$$file" "$$folder/$$file"; \
+	  done; \
 	done

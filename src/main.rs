@@ -10,8 +10,9 @@ use clap::{CommandFactory, FromArgMatches};
 use claviger::{
     api,
     cli::{
-        Cli, Command, ControllerArgs, key,
+        Cli, Command, ControllerArgs, CrdsArgs, key,
         plugin::{self, Trigger},
+        root_key,
     },
     clock, runtime, telemetry,
 };
@@ -34,8 +35,11 @@ fn main() -> ExitCode {
             io::stderr(),
             |bytes| getrandom::fill(bytes).map_err(io::Error::from),
         ),
-        Command::Crds => print_crds(),
+        Command::Crds(args) => print_crds(&args),
         Command::Controller(args) | Command::Run(args) => controller(args),
+        Command::RootKey(args) => {
+            ask(async |client| root_key::run(client, &args, clock::now(), &mut io::stdout()).await)
+        }
         Command::Rotate(args) => ask(async |client| {
             plugin::trigger(
                 client,
@@ -88,7 +92,7 @@ fn controller(args: ControllerArgs) -> ExitCode {
     })
 }
 
-fn ask(what: impl AsyncFnOnce(kube::Client) -> Result<(), plugin::Error>) -> ExitCode {
+fn ask<E: std::error::Error>(what: impl AsyncFnOnce(kube::Client) -> Result<(), E>) -> ExitCode {
     run(async {
         let client = runtime::client()
             .await
@@ -113,10 +117,12 @@ fn run(what: impl Future<Output = Result<(), String>>) -> ExitCode {
     }
 }
 
-fn print_crds() -> ExitCode {
-    let printed = api::crds_yaml()
-        .map_err(|error| error.to_string())
-        .and_then(|yaml| {
+fn print_crds(args: &CrdsArgs) -> ExitCode {
+    let printed: Result<(), String> = api::crds()
+        .iter()
+        .filter(|crd| args.wants(&crd.spec.names.kind))
+        .try_for_each(|crd| {
+            let yaml = api::crd_yaml(crd).map_err(|error| error.to_string())?;
             io::stdout()
                 .write_all(yaml.as_bytes())
                 .map_err(|error| error.to_string())

@@ -34,6 +34,11 @@ struct Outcome {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VaultReadiness {
+    ready: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Readiness {
     kind: &'static str,
     ready: &'static str,
@@ -50,6 +55,25 @@ pub struct Census {
     pub oldest: Option<Timestamp>,
     /// The earliest turn that is due.
     pub earliest_due: Option<Timestamp>,
+    /// The vaults.
+    pub vaults: VaultCensus,
+}
+
+/// What the declared vaults look like at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VaultCensus {
+    /// Vaults whose `Ready` is true.
+    pub ready: i64,
+    /// All others.
+    pub not_ready: i64,
+    /// Objects of vaults that do not open.
+    pub unreadable: i64,
+    /// Versions of secrets that are still wrapped under an old version of their key ring.
+    pub rewrap_remaining: i64,
+    /// Whether the root key is there and usable.
+    pub root_key: bool,
+    /// When a backup of the root key was last shown to open.
+    pub backup_verified: Option<Timestamp>,
 }
 
 /// Every figure, registered once.
@@ -59,13 +83,20 @@ pub struct Metrics {
     errors: Family<Failure, Counter>,
     turns: Family<Outcome, Counter>,
     restarts: Counter,
+    rewraps: Counter,
     resources: Family<Readiness, Gauge>,
     oldest: Family<Kind, Gauge>,
     overdue: Family<Kind, Gauge>,
     leader: Gauge,
+    vaults: Family<VaultReadiness, Gauge>,
+    unreadable: Gauge,
+    rewrap_remaining: Gauge,
+    root_key: Gauge,
+    backup_verified: Gauge,
 }
 
 const FUNCTION_KEY: &str = "FunctionKey";
+const SECRET_VAULT: &str = "SecretVault";
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -78,10 +109,16 @@ impl Default for Metrics {
             errors: Family::default(),
             turns: Family::default(),
             restarts: Counter::default(),
+            rewraps: Counter::default(),
             resources: Family::default(),
             oldest: Family::default(),
             overdue: Family::default(),
             leader: Gauge::default(),
+            vaults: Family::default(),
+            unreadable: Gauge::default(),
+            rewrap_remaining: Gauge::default(),
+            root_key: Gauge::default(),
+            backup_verified: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -110,6 +147,11 @@ impl Metrics {
             "Workloads restarted because a value changed",
             self.restarts.clone(),
         );
+        registry.register(
+            "rewraps",
+            "Data keys put under a newer version of a key ring",
+            self.rewraps.clone(),
+        );
         registry.register("resources", "Declared resources", self.resources.clone());
         registry.register(
             "oldest_key_seconds",
@@ -122,6 +164,27 @@ impl Metrics {
             self.overdue.clone(),
         );
         registry.register("leader", "Whether this process leads", self.leader.clone());
+        registry.register("vaults", "Declared vaults", self.vaults.clone());
+        registry.register(
+            "vault_unreadable_objects",
+            "Objects of vaults that do not open",
+            self.unreadable.clone(),
+        );
+        registry.register(
+            "vault_rewrap_remaining",
+            "Versions of secrets still wrapped under an old version of their key ring",
+            self.rewrap_remaining.clone(),
+        );
+        registry.register(
+            "root_key_available",
+            "Whether the root key is there and usable",
+            self.root_key.clone(),
+        );
+        registry.register(
+            "root_key_backup_verified_timestamp_seconds",
+            "When a backup of the root key was last shown to open",
+            self.backup_verified.clone(),
+        );
     }
 
     /// A look ended.
@@ -157,6 +220,21 @@ impl Metrics {
             .inc();
     }
 
+    /// Something happened to a secret or a key ring of a vault.
+    pub fn vault_turned(&self, outcome: &'static str) {
+        self.turns
+            .get_or_create(&Outcome {
+                kind: SECRET_VAULT,
+                outcome,
+            })
+            .inc();
+    }
+
+    /// A data key was re-wrapped.
+    pub fn rewrapped(&self) {
+        self.rewraps.inc();
+    }
+
     /// A workload was restarted.
     pub fn restarted(&self) {
         self.restarts.inc();
@@ -190,6 +268,17 @@ impl Metrics {
         self.overdue
             .get_or_create(&Kind { kind })
             .set(since(census.earliest_due));
+        let vaults = census.vaults;
+        for (ready, count) in [("true", vaults.ready), ("false", vaults.not_ready)] {
+            self.vaults
+                .get_or_create(&VaultReadiness { ready })
+                .set(count);
+        }
+        self.unreadable.set(vaults.unreadable);
+        self.rewrap_remaining.set(vaults.rewrap_remaining);
+        self.root_key.set(vaults.root_key.into());
+        self.backup_verified
+            .set(vaults.backup_verified.map_or(0, Timestamp::as_second));
     }
 
     /// Every figure in the OpenMetrics text format.

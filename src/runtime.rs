@@ -19,13 +19,18 @@ use crate::{
     api::condition::READY,
     cli::ControllerArgs,
     controllers::{
+        self, Item,
         context::{Context, Settings},
-        function_key::{self, cache::Cache, watch::Progress},
-        queue::Queue,
+        function_key::cache::Cache,
+        objects,
+        queue::{Queue, Requests},
+        secret_vault::{self, rewrap::Pace, roots::Roots},
+        watch::Progress,
     },
-    k8s::{event::Events, object::Objects, seal_key},
+    custody::Custody,
+    k8s::{event::Events, object::Objects, seal_key, vault::Vaults},
     leader::Candidate,
-    metrics::{Census, Metrics},
+    metrics::{Census, Metrics, VaultCensus},
 };
 
 /// How long a stop waits for looks under way.
@@ -56,6 +61,12 @@ pub enum Error {
     /// Another replica leads now.
     #[snafu(display("leadership was lost; the process ends so that nothing half-done goes on"))]
     Deposed,
+    /// The root keys are not configured as they can be.
+    #[snafu(display("{source}"))]
+    RootKeys {
+        /// Why.
+        source: crate::custody::Error,
+    },
     /// Signals cannot be received.
     #[snafu(display("cannot listen for signals"))]
     Signals {
@@ -82,6 +93,7 @@ pub async fn client() -> Result<Client, Error> {
 pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
+    let custody = Custody::new(&args).context(RootKeysSnafu)?;
     let client = client().await?;
     let identity = args.identity.clone().unwrap_or_else(random_identity);
     let metrics = Arc::new(Metrics::default());
@@ -99,6 +111,10 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let (queue, requests) = Queue::new();
     let context = Arc::new(Context {
         objects: Objects::new(client.clone()),
+        vault_objects: Vaults::new(client.clone()),
+        vaults: secret_vault::cache::Cache::default(),
+        roots: Roots::default(),
+        pace: Pace::new(args.rewrap_rate),
         cache: Cache::default(),
         queue,
         events: Events::new(client.clone(), identity.clone()),
@@ -108,7 +124,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
         settings: settings(&args),
         client: client.clone(),
     });
-    let progress = function_key::watch::start(&context);
+    let progress = objects::start(&context);
     let _ = stage.set((Arc::clone(&context), progress.clone()));
     let candidate = Candidate::new(
         client,
@@ -120,7 +136,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let resign = CancellationToken::new();
     let election = tokio::spawn(candidate.stand(leads, resign.clone()));
 
-    let outcome = lead(&context, requests, &progress, leading, &stop).await;
+    let outcome = lead(&context, requests, &progress, custody, leading, &stop).await;
     stop.cancel();
     resign.cancel();
     let _ = election.await;
@@ -133,8 +149,9 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
 /// Waits for leadership and full caches, then does the work.
 async fn lead(
     context: &Arc<Context>,
-    requests: crate::controllers::queue::Requests<function_key::Item>,
+    requests: Requests<Item>,
     progress: &Progress,
+    custody: Custody,
     mut leading: watch::Receiver<bool>,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
@@ -150,7 +167,8 @@ async fn lead(
     tracing::info!("leading");
     context.metrics.leads(true);
     let work = CancellationToken::new();
-    let mut working = tokio::spawn(function_key::run(
+    let keeping = tokio::spawn(custody.keep(Arc::clone(context), work.clone()));
+    let mut working = tokio::spawn(controllers::run(
         Arc::clone(context),
         requests,
         work.clone(),
@@ -160,6 +178,7 @@ async fn lead(
         _ = deposed => {
             // Whatever is under way is cut off: somebody else may be at it already.
             working.abort();
+            keeping.abort();
             return DeposedSnafu.fail();
         }
         () = stop.cancelled() => Ok(()),
@@ -207,6 +226,7 @@ fn settings(args: &ControllerArgs) -> Settings {
             .collect(),
         host_reload: args.host_reload_delay,
         restart_delay: args.restart_delay,
+        ring_grace: args.ring_grace,
         workers: args.workers.into(),
     }
 }
@@ -239,7 +259,10 @@ fn watched(metrics: &Arc<Metrics>, stage: &Stage) -> Watched {
 }
 
 fn census(context: &Context) -> Census {
-    let mut census = Census::default();
+    let mut census = Census {
+        vaults: vault_census(context),
+        ..Census::default()
+    };
     for declaration in context.cache.lock().declarations() {
         let status = &declaration.status;
         if status
@@ -269,6 +292,37 @@ fn census(context: &Context) -> Census {
                 .map(|time| time.0)
                 .filter(|_| !declaration.suspended),
         );
+    }
+    census
+}
+
+fn vault_census(context: &Context) -> VaultCensus {
+    let vaults = context.vaults.lock();
+    let mut census = VaultCensus {
+        root_key: context.roots.are_there(),
+        backup_verified: context.roots.backup_verified(),
+        ..VaultCensus::default()
+    };
+    for vault in vaults.vaults() {
+        let status = &vault.status;
+        let ready = status
+            .conditions
+            .iter()
+            .any(|condition| condition.type_ == READY && condition.status == "True");
+        *(if ready {
+            &mut census.ready
+        } else {
+            &mut census.not_ready
+        }) += 1;
+        census.unreadable += status.secrets.map_or(0, |secrets| secrets.unreadable);
+        if let Some(ring) = &status.key_ring {
+            census.rewrap_remaining += ring
+                .versions
+                .iter()
+                .filter(|version| version.version != ring.current)
+                .map(|version| version.secrets)
+                .sum::<i64>();
+        }
     }
     census
 }

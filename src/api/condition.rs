@@ -16,18 +16,32 @@ pub const STALLED: &str = "Stalled";
 pub enum Reason {
     /// Another resource has the entry.
     Conflict,
+    /// The vault is to be deleted but has secrets.
+    DeletionBlocked,
     /// Clients are getting the value.
     Distributing,
     /// The apiserver refuses what Claviger has to do.
     Forbidden,
     /// The spec says something that the schema could not refuse.
     Invalid,
+    /// Everything in the vault is as declared.
+    Kept,
+    /// Something is to be made or written yet.
+    Pending,
     /// The key is published and every client has what it should have.
     Published,
     /// A workload could not be restarted.
     RestartFailed,
+    /// Data keys are being put under the newest version of the key ring.
+    Rewrapping,
+    /// The root key that the vault needs is not there.
+    RootKeyMissing,
+    /// The root key could not be asked.
+    RootKeyUnavailable,
     /// A turn waits because as many previous values as can be are still valid.
     RotationDeferred,
+    /// The vault's key ring was destroyed on purpose.
+    Shredded,
     /// The source of the value is not there.
     SourceNotFound,
     /// The source of the value may not be used.
@@ -42,6 +56,10 @@ pub enum Reason {
     TargetConflict,
     /// A client's Secret may not be written to.
     TargetRefused,
+    /// A value cannot be put together.
+    TemplateFailed,
+    /// Something of the vault does not open.
+    Unreadable,
     /// The value of the source is not usable as a key.
     ValueRefused,
 }

@@ -1,5 +1,7 @@
 //! From what a user wrote to what the domain decides on: the only place where a spec is read.
 
+pub mod vault;
+
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
@@ -274,7 +276,7 @@ fn policy(rotation: Option<&Rotation>, key: &KeyRef) -> Result<Policy, Invalid> 
     Ok(Policy::effective(interval, overlap))
 }
 
-fn duration(text: &str) -> Result<SignedDuration, kube::core::duration::ParseError> {
+pub(crate) fn duration(text: &str) -> Result<SignedDuration, kube::core::duration::ParseError> {
     let duration: std::time::Duration = text.parse::<Duration>()?.into();
     Ok(SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX))
 }

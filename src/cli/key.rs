@@ -19,9 +19,12 @@ use clap::{
 use snafu::{ErrorCompat as _, ResultExt as _, Snafu, ensure};
 use zeroize::Zeroizing;
 
-use crate::domain::key::{
-    KeyKind,
-    format::{self, FormatError},
+use crate::domain::{
+    key::{
+        KeyKind,
+        format::{self, FormatError},
+    },
+    vault::generate,
 };
 
 /// Mint access keys, or tell what given ones are
@@ -44,7 +47,8 @@ enum Command {
     },
     /// Tell what the values on standard input are, one a line
     ///
-    /// Ends with status 0 when all of them are identifiable keys of some kind, and 1 otherwise.
+    /// Ends with status 0 when all of them are identifiable keys of some kind, or identifiable
+    /// values that a vault generated (clv_…), and 1 otherwise.
     Inspect,
     /// Check that the values on standard input, one a line, are keys for a scope
     ///
@@ -229,6 +233,23 @@ fn read_line(stdin: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
 }
 
 fn inspect(value: &str) -> (Verdict, String) {
+    if generate::bears_prefix(value) {
+        let length = value.len();
+        return if generate::verify_identifiable(value) {
+            (
+                Verdict::Valid,
+                format!("identifiable value of a vault, {length} characters"),
+            )
+        } else {
+            (
+                Verdict::Invalid,
+                format!(
+                    "not valid, {length} bytes: begins as an identifiable value of a vault does, \
+                     but was mistyped or cut; copy the whole value again"
+                ),
+            )
+        };
+    }
     let found = format::inspect(value);
     let length = found.length;
     match found.fault {
@@ -249,6 +270,15 @@ fn inspect(value: &str) -> (Verdict, String) {
 }
 
 fn verify(value: &str, scope: Scope) -> (Verdict, String) {
+    if generate::verify_identifiable(value) {
+        return (
+            Verdict::Invalid,
+            format!(
+                "not valid for scope {scope}: this is a value that a vault generated, no key of a \
+                 Functions host; bring the key that was meant"
+            ),
+        );
+    }
     match format::verify(value, scope.kind()) {
         Ok(()) => (Verdict::Valid, format!("valid for scope {scope}")),
         Err(fault) => (
@@ -351,6 +381,31 @@ mod tests {
         );
         assert_eq!(done.status, ExitCode::from(1));
         assert_eq!(perform(&["inspect"], SYSTEM).status, ExitCode::SUCCESS);
+    }
+
+    #[test]
+    fn knows_the_identifiable_values_of_vaults() {
+        let vault = generate::generate(
+            &generate::Recipe::of(generate::Alphabet::Identifiable),
+            &mut |bytes: &mut [u8]| bytes.fill(7),
+        );
+        let vault = vault.expose();
+        let done = perform(&["inspect"], format!("{vault}\n{}\n", &vault[..49]));
+        assert_eq!(
+            done.stdout,
+            "line 1: identifiable value of a vault, 50 characters\n\
+             line 2: not valid, 49 bytes: begins as an identifiable value of a vault does, but was \
+             mistyped or cut; copy the whole value again\n"
+        );
+        assert_eq!(done.status, ExitCode::from(1));
+        let done = perform(&["verify", "--scope", "host"], vault);
+        assert_eq!(
+            done.stdout,
+            "line 1: not valid for scope host: this is a value that a vault generated, no key of a \
+             Functions host; bring the key that was meant\n"
+        );
+        assert_eq!(done.status, ExitCode::from(1));
+        assert_eq!(perform(&["inspect"], vault).status, ExitCode::SUCCESS);
     }
 
     #[test]

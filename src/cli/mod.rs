@@ -2,12 +2,13 @@
 
 pub mod key;
 pub mod plugin;
+pub mod root_key;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::telemetry::LogFormat;
+use crate::{root_keys::Provider, telemetry::LogFormat};
 
 /// Keeps an organisation's keys in Kubernetes: mints, stores, rotates, hands out and guards them.
 #[derive(Debug, Parser)]
@@ -24,17 +25,34 @@ pub enum Command {
     /// Run the controller: bring about what the resources of the cluster declare.
     Controller(ControllerArgs),
     /// Print the custom resource definitions as YAML.
-    Crds,
+    Crds(CrdsArgs),
     /// Make and check key values, without a cluster.
     Key(key::KeyArgs),
     /// Revoke the key of a FunctionKey now: no earlier value stays valid, clients get the new one at once.
     Revoke(plugin::TriggerArgs),
     /// Turn the key of a FunctionKey now; the previous value stays valid for the overlap.
     Rotate(plugin::TriggerArgs),
+    /// Back up the root key that opens all vaults, bring it back, or prove that a backup works.
+    RootKey(root_key::RootKeyArgs),
     /// Run everything in one process: for small clusters and for trying out.
     Run(ControllerArgs),
     /// Show where the keys of a namespace stand.
     Status(plugin::StatusArgs),
+}
+
+/// Which custom resource definitions are printed.
+#[derive(Args, Clone, Debug)]
+pub struct CrdsArgs {
+    /// Only that of this kind; all when left out.
+    #[arg(long, value_parser = ["FunctionKey", "SecretVault"])]
+    pub kind: Option<String>,
+}
+
+impl CrdsArgs {
+    /// Whether the definition of this kind is asked for.
+    pub fn wants(&self, kind: &str) -> bool {
+        self.kind.as_deref().is_none_or(|wanted| wanted == kind)
+    }
 }
 
 /// How the controller runs. Every flag can be given as an environment variable.
@@ -80,6 +98,36 @@ pub struct ControllerArgs {
     #[arg(long, env = "CLAVIGER_WORKERS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
 
+    /// What wraps the keys of vaults: a Secret in Claviger's own namespace, or a key management service.
+    #[arg(long, env = "CLAVIGER_ROOT_KEY", value_enum, default_value_t)]
+    pub root_key: Provider,
+
+    /// Unix socket of a Kubernetes KMS v2 plugin. With --root-key=secret it still opens what it wrapped before.
+    #[arg(
+        long,
+        env = "CLAVIGER_KMS_SOCKET",
+        value_name = "PATH",
+        required_if_eq("root_key", "kms")
+    )]
+    pub kms_socket: Option<PathBuf>,
+
+    /// Who can open the backup of the root key: public halves of age identities (age1…), separated by commas.
+    #[arg(
+        long = "recovery-recipient",
+        env = "CLAVIGER_RECOVERY_RECIPIENTS",
+        value_name = "RECIPIENT",
+        value_delimiter = ','
+    )]
+    pub recovery_recipients: Vec<String>,
+
+    /// How many data keys are re-wrapped in a second after a key ring has turned.
+    #[arg(long, env = "CLAVIGER_REWRAP_RATE", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rewrap_rate: u32,
+
+    /// How long writers may take to notice that a key ring has turned: its version before is destroyed only then.
+    #[arg(long, env = "CLAVIGER_RING_GRACE", default_value = "5m", value_parser = span)]
+    pub ring_grace: jiff::SignedDuration,
+
     /// How log lines look.
     #[arg(long, env = "CLAVIGER_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -110,6 +158,41 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_definition_can_be_asked_for_by_its_kind() {
+        for crd in crate::api::crds() {
+            let kind = crd.spec.names.kind;
+            let cli = Cli::try_parse_from(["claviger", "crds", "--kind", &kind]).unwrap();
+            let Command::Crds(args) = cli.command else {
+                panic!("{:?}", cli.command)
+            };
+            assert!(args.wants(&kind) && !args.wants("Other"));
+        }
+    }
+
+    #[test]
+    fn a_kms_needs_a_socket() {
+        let parse = |args: &[&str]| {
+            Cli::try_parse_from([&["claviger", "controller"], args].concat()).map(|cli| {
+                match cli.command {
+                    Command::Controller(args) => (args.root_key, args.recovery_recipients),
+                    other => panic!("{other:?} is not the controller"),
+                }
+            })
+        };
+        assert_eq!(parse(&[]).unwrap(), (Provider::Secret, Vec::new()));
+        assert!(parse(&["--root-key", "kms"]).is_err());
+        let (provider, recipients) = parse(&[
+            "--root-key=kms",
+            "--kms-socket=/run/kms.sock",
+            "--recovery-recipient=a,b",
+            "--recovery-recipient=c",
+        ])
+        .unwrap();
+        assert_eq!(provider, Provider::Kms);
+        assert_eq!(recipients, ["a", "b", "c"]);
     }
 
     #[test]

@@ -174,7 +174,8 @@ pub async fn status(client: Client, args: &StatusArgs, out: &mut impl Write) -> 
     print(&rows, &remarks, out).context(PrintSnafu)
 }
 
-fn print<const N: usize>(
+/// Prints a table, and what there is to say of its rows.
+pub(super) fn print<const N: usize>(
     rows: &[[String; N]],
     remarks: &[String],
     out: &mut impl Write,

@@ -8,11 +8,13 @@ use tokio::sync::Semaphore;
 
 use crate::{
     controllers::{
-        function_key::{Item, cache::Cache},
+        Item,
+        function_key::cache::Cache,
         queue::Queue,
+        secret_vault::{self, rewrap::Pace, roots::Roots},
     },
     domain::seal::SealKey,
-    k8s::{event::Events, object::Objects},
+    k8s::{event::Events, object::Objects, vault::Vaults},
     metrics::Metrics,
 };
 
@@ -27,6 +29,8 @@ pub struct Settings {
     pub host_reload: SignedDuration,
     /// How long to wait for further changes before a workload is restarted.
     pub restart_delay: SignedDuration,
+    /// How long writers may take to notice that a key ring has turned.
+    pub ring_grace: SignedDuration,
     /// How many items are looked at at once.
     pub workers: usize,
 }
@@ -39,6 +43,14 @@ pub struct Context {
     pub objects: Objects,
     /// What has been observed.
     pub cache: Cache,
+    /// The objects of vaults.
+    pub vault_objects: Vaults,
+    /// What has been observed of vaults.
+    pub vaults: secret_vault::cache::Cache,
+    /// The root keys, once they are at hand.
+    pub roots: Roots,
+    /// How fast data keys are re-wrapped.
+    pub pace: Pace,
     /// What is to be looked at.
     pub queue: Queue<Item>,
     /// Where events go.

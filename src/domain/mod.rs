@@ -19,3 +19,4 @@ pub mod ledger;
 pub mod plan;
 pub mod rotation;
 pub mod seal;
+pub mod vault;

@@ -4,9 +4,12 @@
 pub mod crd;
 pub mod event;
 pub mod object;
+pub mod root_key;
+pub mod root_key_backup;
 pub mod seal_key;
 pub mod shelf;
 pub mod status;
+pub mod vault;
 pub mod workload;
 
 /// A failure in words that may be logged and shown: an answer that cannot be read, and a refusal in

@@ -1,7 +1,10 @@
 //! The objects that hold values, Secrets and `ConfigMap`s alike, as Claviger sees and writes them.
 //! The only code that touches their data.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_openapi::{
@@ -16,14 +19,15 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{
-        CONTENT_KEYS, CONTENT_LABEL, COPIES_ANNOTATION, CREATED_ANNOTATION, LEDGER_ANNOTATION,
-        SEALED_ANNOTATION,
+        CONTENT_KEYS, CONTENT_LABEL, CONTENT_SYNC, COPIES_ANNOTATION, CREATED_ANNOTATION,
+        LEDGER_ANNOTATION, SEALED_ANNOTATION, SYNC_ANNOTATION,
         convert::{StoreKind, StoreRef},
     },
     domain::{
         key::KeyMaterial,
         layout,
         ledger::{Copies, Copy, Ledger, Record},
+        vault::sync,
     },
     k8s::shelf::Shelf,
 };
@@ -31,11 +35,13 @@ use crate::{
 /// The field manager of everything that Claviger's controller writes.
 pub const FIELD_MANAGER: &str = "claviger";
 
+const OPAQUE: &str = "Opaque";
+
 /// Types of Secret that Claviger reads values from and writes values to. Never a ServiceAccount
 /// token, a bootstrap token or a Helm release: who may name one of those in a resource must not
 /// thereby be able to read or change it.
 const ALLOWED_TYPES: [&str; 5] = [
-    "Opaque",
+    OPAQUE,
     "kubernetes.io/basic-auth",
     "kubernetes.io/dockerconfigjson",
     "kubernetes.io/ssh-auth",
@@ -75,6 +81,23 @@ pub struct Observed {
     pub recalled: bool,
     /// The sealed second copy.
     pub sealed: Option<String>,
+    /// Of a Secret into which a vault's values are synced: the rest of it.
+    pub sync: Option<Box<Synced>>,
+    /// Its type, if that is not `Opaque`.
+    pub type_: Option<Box<str>>,
+}
+
+/// What is observed only of Secrets into which a vault's values are synced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Synced {
+    /// The bookkeeping; absent when there is none or it is not readable.
+    pub record: Option<sync::Record>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// `metadata.creationTimestamp`.
+    pub made: Option<jiff::Timestamp>,
 }
 
 impl Observed {
@@ -89,7 +112,14 @@ impl Observed {
             .unwrap_or_default()
             .into_iter()
             .map(|(entry, ByteString(bytes))| (entry, String::from_utf8(bytes).ok()));
-        Self::read(secret.metadata, secret.immutable, allowed, entries)
+        let type_ = secret
+            .type_
+            .filter(|type_| !type_.is_empty() && type_ != OPAQUE)
+            .map(String::into_boxed_str);
+        Self {
+            type_,
+            ..Self::read(secret.metadata, secret.immutable, allowed, entries)
+        }
     }
 
     /// Reads a `ConfigMap`.
@@ -126,6 +156,16 @@ impl Observed {
                 .and_then(|annotations| annotations.get(name))
         };
         let is_store = label.as_deref() == Some(CONTENT_KEYS);
+        let is_synced =
+            label.as_deref() == Some(CONTENT_SYNC) || annotation(SYNC_ANNOTATION).is_some();
+        let sync = is_synced.then(|| {
+            Box::new(Synced {
+                record: annotation(SYNC_ANNOTATION).and_then(|text| sync::Record::parse(text).ok()),
+                labels: metadata.labels.clone().unwrap_or_default(),
+                annotations: metadata.annotations.clone().unwrap_or_default(),
+                made: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            })
+        });
         let mut observed = Self {
             created: annotation(CREATED_ANNOTATION).is_some(),
             immutable: immutable.unwrap_or_default(),
@@ -135,6 +175,7 @@ impl Observed {
             copies: annotation(COPIES_ANNOTATION)
                 .and_then(|text| Some(Copies::parse(text).ok()?.entries.into())),
             sealed: annotation(SEALED_ANNOTATION).cloned(),
+            sync,
             content: label,
             ..Self::default()
         };
@@ -170,7 +211,13 @@ pub struct Write {
     /// The label that says what the object holds; `None` removes it.
     pub content: Option<&'static str>,
     /// Annotations to set or remove.
-    pub annotations: BTreeMap<&'static str, Option<String>>,
+    pub annotations: BTreeMap<Cow<'static, str>, Option<String>>,
+    /// Further labels to set or remove.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// The type of a Secret that is made; `Opaque` when left out.
+    pub type_: Option<&'static str>,
+    /// Whether a Secret that is made can never be changed.
+    pub immutable: bool,
     /// Entries to set or remove.
     pub data: BTreeMap<String, Option<KeyMaterial>>,
 }
@@ -236,7 +283,8 @@ impl Objects {
                         data.map(|(entry, text)| (entry, ByteString(text.as_bytes().to_vec())))
                             .collect(),
                     ),
-                    type_: Some("Opaque".to_owned()),
+                    type_: Some(write.type_.unwrap_or(OPAQUE).to_owned()),
+                    immutable: write.immutable.then_some(true),
                     ..Secret::default()
                 };
                 self.secrets(&object.namespace)
@@ -324,12 +372,18 @@ fn new_metadata(object: &StoreRef, write: &Write) -> ObjectMeta {
             .content
             .map(|content| (CONTENT_LABEL.to_owned(), content.to_owned())),
     );
+    labels.extend(
+        write
+            .labels
+            .iter()
+            .filter_map(|(name, text)| Some((name.clone(), text.clone()?))),
+    );
     let mut annotations = BTreeMap::from([(CREATED_ANNOTATION.to_owned(), "true".to_owned())]);
     annotations.extend(
         write
             .annotations
             .iter()
-            .filter_map(|(name, text)| Some(((*name).to_owned(), text.clone()?))),
+            .filter_map(|(name, text)| Some((name.clone().into_owned(), text.clone()?))),
     );
     ObjectMeta {
         name: Some(object.name.clone()),
@@ -350,10 +404,12 @@ fn merge_patch(kind: StoreKind, version: &str, write: &Write) -> Value {
         .iter()
         .map(|(entry, value)| (entry.clone(), value.as_ref().map_or(Value::Null, text)))
         .collect();
+    let mut labels = json!(write.labels);
+    labels[CONTENT_LABEL] = json!(write.content);
     let mut patch = json!({
         "metadata": {
             "resourceVersion": version,
-            "labels": {CONTENT_LABEL: write.content},
+            "labels": labels,
             "annotations": write.annotations,
         },
     });
@@ -376,11 +432,12 @@ mod tests {
     fn a_patch_carries_the_version_it_was_planned_on_and_only_what_changes() {
         let write = Write {
             content: Some(CONTENT_KEYS),
-            annotations: BTreeMap::from([(LEDGER_ANNOTATION, Some("{}".to_owned()))]),
+            annotations: BTreeMap::from([(LEDGER_ANNOTATION.into(), Some("{}".to_owned()))]),
             data: BTreeMap::from([
                 ("host.master".to_owned(), Some(KeyMaterial::new("v"))),
                 ("gone".to_owned(), None),
             ]),
+            ..Write::default()
         };
         assert_eq!(
             merge_patch(StoreKind::Secret, "7", &write),

@@ -1,14 +1,14 @@
-//! Writing a status.
+//! Writing a status, and what else of a resource is ours to write.
 
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams},
-    core::PartialObjectMeta,
+    core::{NamespaceResourceScope, PartialObjectMeta},
 };
 use serde_json::json;
 
 use crate::{
-    api::v1alpha1::{FunctionKey, FunctionKeyStatus},
+    api::v1alpha1::{FunctionKey, FunctionKeyStatus, SecretVault, SecretVaultStatus},
     domain::ledger::Owner,
     k8s::object::FIELD_MANAGER,
 };
@@ -24,8 +24,58 @@ pub async fn replace(
     owner: &Owner,
     status: &FunctionKeyStatus,
 ) -> kube::Result<()> {
+    write::<FunctionKey>(client, namespace, owner, json!(status)).await
+}
+
+/// Replaces the status of the very vault that was read; one that took its name meanwhile is left
+/// alone.
+///
+/// # Errors
+/// The apiserver's refusal; 404 or 422 when the vault is gone.
+pub async fn replace_vault(
+    client: &Client,
+    namespace: &str,
+    owner: &Owner,
+    status: &SecretVaultStatus,
+) -> kube::Result<()> {
+    write::<SecretVault>(client, namespace, owner, json!(status)).await
+}
+
+/// Replaces the finalizers of a vault that has not changed since it was read.
+///
+/// # Errors
+/// The apiserver's refusal; 409 when it has changed.
+pub async fn finalizers(
+    client: &Client,
+    namespace: &str,
+    owner: &Owner,
+    version: &str,
+    finalizers: &[String],
+) -> kube::Result<()> {
+    let api = Api::<PartialObjectMeta<SecretVault>>::namespaced(client.clone(), namespace);
+    let patch = json!({
+        "metadata": {"uid": owner.uid, "resourceVersion": version, "finalizers": finalizers},
+    });
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch(&owner.name, &params, &Patch::Merge(patch))
+        .await
+        .map(drop)
+}
+
+async fn write<K>(
+    client: &Client,
+    namespace: &str,
+    owner: &Owner,
+    status: serde_json::Value,
+) -> kube::Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
     // Of the answer only the metadata is read: the object itself may not be readable.
-    let api = Api::<PartialObjectMeta<FunctionKey>>::namespaced(client.clone(), namespace);
+    let api = Api::<PartialObjectMeta<K>>::namespaced(client.clone(), namespace);
     let patch = json!([
         {"op": "test", "path": "/metadata/uid", "value": owner.uid},
         {"op": "add", "path": "/status", "value": status},

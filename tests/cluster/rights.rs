@@ -18,7 +18,7 @@ use crate::support::{
 
 /// What becomes of an attempt.
 #[derive(Clone, Debug)]
-enum Outcome {
+pub(crate) enum Outcome {
     Allowed,
     Refused(&'static str),
 }
@@ -26,7 +26,7 @@ enum Outcome {
 use Outcome::{Allowed, Refused};
 
 /// Who tries what, how, and what becomes of it.
-type Row = (&'static str, String, Act, Outcome);
+pub(crate) type Row = (&'static str, String, Act, Outcome);
 
 /// A namespace with people of different rights in it:
 ///
@@ -161,7 +161,7 @@ impl Stage {
     }
 
     /// Tries every row, in this order, and tells of all that came out otherwise.
-    async fn holds(&self, rows: Vec<Row>) {
+    pub(crate) async fn holds(&self, rows: Vec<Row>) {
         let mut wrong = Vec::new();
         for (who, what, act, expected) in &rows {
             let answer = self.actor(who).does(act).await;
@@ -208,7 +208,7 @@ pub(crate) fn target(secret: &str, restart: &[(&str, &str)]) -> Value {
     target
 }
 
-fn workloads(list: &[(&str, &str)]) -> Value {
+pub(crate) fn workloads(list: &[(&str, &str)]) -> Value {
     let workload = |(kind, name): &(&str, &str)| json!({"kind": kind, "name": name});
     list.iter().map(workload).collect()
 }
@@ -217,7 +217,7 @@ pub(crate) fn source(secret: &str) -> Value {
     json!({"secretKeyRef": {"name": secret, "key": "key"}})
 }
 
-fn secret(name: &str, type_: &str, labelled: bool) -> Value {
+pub(crate) fn secret(name: &str, type_: &str, labelled: bool) -> Value {
     let labels = if labelled {
         json!({"claviger.dev/content": "function-keys"})
     } else {
@@ -914,7 +914,7 @@ async fn secrets_that_cannot_be_made_again_are_written_by_the_controller_only() 
         row("root", "makes it before Claviger does", Act::create(SYSTEM, "secrets", &key),
             Refused("Secrets of type claviger.dev/seal-key hold what cannot be made again, so only Claviger writes them: kubernetes-admin may not create one.")),
         row("claviger", "makes it", Act::create(SYSTEM, "secrets", &key), Allowed),
-        row("claviger", "deletes it", Act::delete(SYSTEM, &on), Refused("Claviger does not change or delete its sealing key")),
+        row("claviger", "deletes it", Act::delete(SYSTEM, &on), Refused("Claviger does not change or delete its sealing key or its root key")),
         row("claviger", "labels it", Act::merge(SYSTEM, &on, &label), Refused("Claviger does not change or delete its sealing key")),
         row("root", "deletes it", Act::delete(SYSTEM, &on),
             Refused("kubernetes-admin may not delete one. If that is what you want, take this policy away first: kubectl delete validatingadmissionpolicybinding claviger-own-secrets")),
@@ -1009,6 +1009,13 @@ async fn the_roles_for_people_show_keys_and_no_values() {
         ("anna", "create", "functionkeys.claviger.dev", true),
         ("anna", "patch", "functionkeys.claviger.dev/status", false),
         ("nobody", "list", "functionkeys.claviger.dev", false),
+        ("viewer", "watch", "secretvaults.claviger.dev", true),
+        ("viewer", "get", "secretvaults.claviger.dev/status", true),
+        ("viewer", "create", "secretvaults.claviger.dev", false),
+        ("editor", "create", "secretvaults.claviger.dev", true),
+        ("editor", "patch", "secretvaults.claviger.dev/status", false),
+        ("turner", "delete", "secretvaults.claviger.dev", true),
+        ("nobody", "list", "secretvaults.claviger.dev", false),
     ] {
         if can(who, verb, what, &stage.space.name).await != expected {
             wrong.push(format!("{who} {verb} {what}: not {expected}"));
@@ -1050,9 +1057,15 @@ const VERBS: [&str; 8] = [
 ];
 
 /// Everything that the controller may do in a namespace that it works in.
-pub(crate) const WORKING_RIGHTS: [(&str, &[&str]); 7] = [
+pub(crate) const WORKING_RIGHTS: [(&str, &[&str]); 10] = [
     ("functionkeys.claviger.dev", &["get", "list", "watch"]),
     ("functionkeys.claviger.dev/status", &["patch"]),
+    (
+        "secretvaults.claviger.dev",
+        &["get", "list", "watch", "patch"],
+    ),
+    ("secretvaults.claviger.dev/status", &["patch"]),
+    ("namespaces", &["get"]),
     (
         "secrets",
         &["get", "list", "watch", "create", "patch", "delete"],
@@ -1084,7 +1097,6 @@ const OTHER_RIGHTS: [(&str, &[&str]); 31] = [
     ("serviceaccounts", &[]),
     ("serviceaccounts/token", &[]),
     ("services", &[]),
-    ("namespaces", &[]),
     ("nodes", &[]),
     ("nodes/proxy", &[]),
     ("persistentvolumes", &[]),
@@ -1111,6 +1123,7 @@ const OTHER_RIGHTS: [(&str, &[&str]); 31] = [
         &[],
     ),
     ("functionkeys.claviger.dev/finalizers", &[]),
+    ("secretvaults.claviger.dev/finalizers", &[]),
 ];
 
 /// What an actor may of all this, beside what it should.

@@ -209,6 +209,18 @@ const COMBINATIONS: &[&[&str]] = &[
     &["--set", "hostReloadDelay=1h30m,restartDelay=0s"],
     &[
         "--set",
+        "rootKey.recoveryRecipients={age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj,age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg}",
+        "--set",
+        "vault.rewrapRate=1,vault.ringGrace=0s",
+    ],
+    &[
+        "--set",
+        "rootKey.kind=kms,rootKey.kmsSocket=/run/kms/plugin.sock,prometheusRule.enabled=true,prometheusRule.renderMode=alwaysRender",
+        "--set-json",
+        r#"extraContainers=[{"name":"kms","image":"example/kms-plugin:1.0.0"}]"#,
+    ],
+    &[
+        "--set",
         "fullnameOverride=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeee12",
     ],
 ];
@@ -385,9 +397,16 @@ fn the_binary_takes_the_arguments(objects: &[Value], values: &[&str]) {
             .iter()
             .flat_map(|rule| texts(&rule["resourceNames"]))
             .collect();
+        let backup = "claviger-root-key-backup";
         assert_eq!(
             named,
-            [&*args.lease_name, claviger::k8s::seal_key::NAME],
+            [
+                &*args.lease_name,
+                claviger::k8s::seal_key::NAME,
+                "claviger-root-key",
+                backup,
+                backup
+            ],
             "{values:?}"
         );
     }
@@ -430,6 +449,7 @@ fn the_binary_starts_with_what_the_chart_gives_it() {
     for more in [
         "logging.format=json",
         "logging.format=text,logging.level=info\\,claviger=trace,hostReloadDelay=1h30m",
+        "rootKey.kind=kms,rootKey.kmsSocket=/run/kms/plugin.sock,vault.ringGrace=1m",
         "scope.mode=namespaces,scope.namespaces={shop,keys},maxConcurrentReconciles=256",
     ] {
         let objects = objects(&["--set", &admin, "--set", more]);
@@ -526,6 +546,32 @@ fn wrong_values_are_refused_with_what_is_wrong() {
         ("'/hostReloadDelay'", &["--set", "hostReloadDelay=1d"]),
         ("'/hostReloadDelay'", &["--set", "hostReloadDelay=90"]),
         ("'/restartDelay'", &["--set", "restartDelay=-1s"]),
+        (
+            "'/rootKey/kind': value must be one of 'secret', 'kms'",
+            &["--set", "rootKey.kind=vault"],
+        ),
+        (
+            "rootKey.kmsSocket is needed when rootKey.kind is kms",
+            &["--set", "rootKey.kind=kms"],
+        ),
+        (
+            "rootKey.kmsSocket has no effect when rootKey.kind is secret",
+            &["--set", "rootKey.kmsSocket=/run/kms/plugin.sock"],
+        ),
+        (
+            "'/rootKey/kmsSocket'",
+            &["--set", "rootKey.kind=kms,rootKey.kmsSocket=plugin.sock"],
+        ),
+        (
+            "'/rootKey/recoveryRecipients/0'",
+            &["--set", "rootKey.recoveryRecipients={AGE-SECRET-KEY-1X}"],
+        ),
+        ("'/vault/rewrapRate'", &["--set", "vault.rewrapRate=0"]),
+        ("'/vault/ringGrace'", &["--set", "vault.ringGrace=5"]),
+        (
+            "'/prometheusRule/backupVerifiedDays'",
+            &["--set", "prometheusRule.backupVerifiedDays=0"],
+        ),
         (
             "'/maxConcurrentReconciles'",
             &["--set", "maxConcurrentReconciles=0"],
@@ -821,7 +867,7 @@ fn an_install_for_some_namespaces_holds_no_right_over_secrets_of_the_whole_clust
         assert_eq!(texts(&rules[0]["resources"]), ["customresourcedefinitions"]);
         assert_eq!(
             texts(&rules[0]["resourceNames"]),
-            ["functionkeys.claviger.dev"]
+            ["functionkeys.claviger.dev", "secretvaults.claviger.dev"]
         );
         assert_eq!(texts(&rules[0]["verbs"]), ["get"]);
     }

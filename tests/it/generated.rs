@@ -1,30 +1,50 @@
 //! What is generated is what is committed.
 
-use std::{fs, path::Path};
-
-const FILE: &str = "functionkeys.claviger.dev.yaml";
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 #[test]
 fn the_committed_definitions_are_the_generated_ones() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let generated = claviger::api::crds_yaml().unwrap();
+    let generated: BTreeMap<String, String> = claviger::api::crds()
+        .iter()
+        .map(|crd| {
+            let name = crd.metadata.name.as_deref().unwrap();
+            (
+                format!("{name}.yaml"),
+                claviger::api::crd_yaml(crd).unwrap(),
+            )
+        })
+        .collect();
     for copy in [
         "crds",
         "charts/claviger/files/crds",
         "charts/claviger-crds/files/crds",
     ] {
-        let committed = fs::read_to_string(root.join(copy).join(FILE)).unwrap();
-        assert!(
-            committed == generated,
-            "{copy}/{FILE} is out of date: run `make crds`"
-        );
+        let committed: BTreeSet<String> = fs::read_dir(root.join(copy))
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(committed, generated.keys().cloned().collect(), "{copy}");
+        for (file, generated) in &generated {
+            let committed = fs::read_to_string(root.join(copy).join(file)).unwrap();
+            assert!(
+                committed == *generated,
+                "{copy}/{file} is out of date: run `make crds`"
+            );
+        }
     }
 }
 
 #[test]
 fn definitions_are_small_enough_for_client_side_apply() {
     // The last-applied annotation holds at most 256 KiB.
-    assert!(claviger::api::crds_yaml().unwrap().len() < 128 << 10);
+    for crd in claviger::api::crds() {
+        assert!(claviger::api::crd_yaml(&crd).unwrap().len() < 128 << 10);
+    }
 }
 
 #[test]

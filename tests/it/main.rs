@@ -7,3 +7,5 @@ mod chart;
 mod command_line;
 mod generated;
 mod health;
+mod root_keys;
+mod vectors;

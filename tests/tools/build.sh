@@ -4,6 +4,7 @@
 #   controlplane  etcd, kube-apiserver and kube-controller-manager in one process
 #   kubectl       of the same Kubernetes release, from the same module
 #   helm
+#   kms-plugin    a Kubernetes KMS v2 plugin with its keys in a directory
 #
 # Usage: tests/tools/build.sh [NAME...]     all of them by default
 #
@@ -22,13 +23,14 @@ module() {
   case $1 in
     controlplane | kubectl) echo "$root/tests/controlplane" ;;
     helm) echo "$root/tests/tools" ;;
-    *) fail "unknown program '$1': there are controlplane, kubectl and helm" ;;
+    kms-plugin) echo "$root/tests/kms-plugin" ;;
+    *) fail "unknown program '$1': there are controlplane, kubectl, helm and kms-plugin" ;;
   esac
 }
 
 package() {
   case $1 in
-    controlplane) echo . ;;
+    controlplane | kms-plugin) echo . ;;
     kubectl) echo k8s.io/kubernetes/cmd/kubectl ;;
     helm) echo helm.sh/helm/v4/cmd/helm ;;
   esac
@@ -39,6 +41,7 @@ estimate() {
     controlplane) echo "about 6 minutes" ;;
     kubectl) echo "about a minute" ;;
     helm) echo "about 2 minutes" ;;
+    kms-plugin) echo "about half a minute" ;;
   esac
 }
 
@@ -60,6 +63,7 @@ version_flags() {
     helm)
       printf -- '-X %s' "helm.sh/helm/v4/internal/version.version=$(pinned helm helm.sh/helm/v4)"
       ;;
+    kms-plugin) ;;
   esac
 }
 
@@ -76,7 +80,7 @@ inputs() {
     cd "$dir"
     go env GOVERSION GOOS GOARCH
     sha256sum go.mod go.sum "$root/tests/tools/build.sh" | cut -d ' ' -f 1
-    [ "$1" != controlplane ] || sha256sum -- *.go
+    case $1 in controlplane | kms-plugin) sha256sum -- *.go ;; esac
   ) | sha256sum | cut -d ' ' -f 1
 }
 
@@ -127,7 +131,7 @@ fail() {
 
 main() {
   local name
-  [ $# -gt 0 ] || set -- controlplane kubectl helm
+  [ $# -gt 0 ] || set -- controlplane kubectl helm kms-plugin
   command -v go >/dev/null || fail "Go is missing: install Go 1.26 or newer"
   command -v flock >/dev/null || fail "flock is missing: install util-linux"
 

@@ -145,19 +145,34 @@ one Role per namespace, so that the two modes cannot differ.
 - apiGroups: [claviger.dev]
   resources: [functionkeys]
   verbs: [get, list, watch]
+# The declared vaults. `patch` is for the finalizer, by which a deletion waits while secrets live; a
+# policy of this chart refuses Claviger any other change.
+- apiGroups: [claviger.dev]
+  resources: [secretvaults]
+  verbs: [get, list, watch, patch]
+# Where it says how each vault fares.
+- apiGroups: [claviger.dev]
+  resources: [secretvaults/status]
+  verbs: [patch]
+# Whether the namespace of a vault is being deleted: then the vault's finalizer does not hold it up.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 # Where it says how each key fares.
 - apiGroups: [claviger.dev]
   resources: [functionkeys/status]
   verbs: [patch]
-# The apps' key stores and the clients' copies. RBAC cannot tell a Secret with our label from
+# The apps' key stores and the clients' copies, the vaults' ciphertext and what they synchronise. RBAC cannot tell a Secret with our label from
 # another, so the rule reads wider than what is done: the content of a Secret without our label is
-# read only by name, when a FunctionKey names it, and a policy of this chart refuses Claviger any
+# read only by name, when a FunctionKey or SecretVault names it, and a policy of this chart refuses Claviger any
 # write to a Secret that does not carry its label, or is of a type that is not for applications.
-#   get         the store, copies and sources that a FunctionKey names
+#   get         the store, copies and sources that a FunctionKey names, the sources and targets that
+#               a SecretVault names, a version whose payload is to be opened
 #   list, watch labelled Secrets whole, of all others the metadata only
-#   create      a store or copy that is missing
-#   patch       one entry; never the whole object
-#   delete      a store or copy that Claviger made and that holds nothing any more
+#   create      a store, copy or target that is missing; a version of a secret; a vault's key ring
+#   patch       one entry, never the whole object; the wrapped key of a version, in its metadata
+#   delete      a store, copy or target that Claviger made and that holds nothing any more; a version
+#               that was purged
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch, delete]

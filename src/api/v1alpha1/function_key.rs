@@ -8,11 +8,12 @@
     reason = "columns are alike but for their names"
 )]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Restart, Rotation, SecretKeyRef, ValueFrom, WorkloadRef};
 use crate::domain::ledger::{DeletionPolicy as LedgerDeletionPolicy, Origin as LedgerOrigin};
 
 /// One access key of one Azure Functions app. Claviger mints its value, keeps it in the Secret from
@@ -175,6 +176,7 @@ pub struct FunctionKeySpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("(has(self.secret) ? 1 : 0) + (has(self.configMap) ? 1 : 0) == 1").message("name exactly one store: storage.secret or storage.configMap"))]
+#[schemars(description = "")]
 pub struct Storage {
     /// A Secret: what `AzureWebJobsKubernetesSecretName: secrets/<name>` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -187,6 +189,7 @@ pub struct Storage {
 /// A Secret that holds an app's keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(description = "")]
 pub struct StorageSecret {
     /// The Secret's name.
     #[schemars(length(min = 1, max = 253))]
@@ -198,6 +201,7 @@ pub struct StorageSecret {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.allowInsecure) && self.allowInsecure").message("a ConfigMap is no place for keys: the built-in view role reads it, and it is not encrypted at rest. Use storage.secret, or say allowInsecure: true"))]
+#[schemars(description = "")]
 pub struct StorageConfigMap {
     /// The ConfigMap's name.
     #[schemars(length(min = 1, max = 253))]
@@ -210,6 +214,7 @@ pub struct StorageConfigMap {
 
 /// What a key opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "")]
 pub enum Scope {
     /// One function.
     Function,
@@ -221,72 +226,9 @@ pub enum Scope {
     System,
 }
 
-/// Where a value that you bring comes from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ValueFrom {
-    /// One entry of a Secret of this namespace. Who writes this field must be allowed to read
-    /// Secrets there.
-    pub secret_key_ref: SecretKeyRef,
-}
-
-/// One entry of a Secret of the same namespace.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretKeyRef {
-    /// The Secret's name.
-    #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message("not a name that a Secret can have: lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit"))]
-    pub name: String,
-    /// The data key in it.
-    #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[-._A-Za-z0-9]+$')").message("not a key that a Secret can have: letters, digits, '-', '_' and '.'"))]
-    pub key: String,
-}
-
-/// When and how a key turns.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(self.interval) || !has(self.overlap) || !self.interval.matches('^([0-9]{1,9}(h|m|s))+$') || !self.overlap.matches('^([0-9]{1,9}(h|m|s))+$') || duration(self.overlap) < duration(self.interval)").message("rotation.overlap must be shorter than rotation.interval: the previous value has to retire before the next turn")
-)]
-pub struct Rotation {
-    /// How long a value is current before the next one takes its place, as in `720h`; at least
-    /// `10s`. A turn comes up to a tenth earlier, at a moment of the resource's own, so that keys
-    /// made together do not turn together. Left out: the key turns only when asked to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 32))]
-    #[x_kube(
-        validation = Rule::new("self.matches('^([0-9]{1,9}(h|m|s))+$')").message("write a duration as in 720h, 90m or 30s. Days are not a unit: 30 days are 720h"),
-        validation = Rule::new("!self.matches('^([0-9]{1,9}(h|m|s))+$') || (duration(self) >= duration('10s') && duration(self) <= duration('87600h'))").message("rotation.interval must be between 10s and 87600h (ten years)")
-    )]
-    pub interval: Option<String>,
-    /// How long the previous value stays valid once the last client has the new one, as in `24h`;
-    /// shorter than the interval. Left out: 24 h, or half the interval if that is less. Lengthening
-    /// it holds for the overlap that runs, shortening it from the next one on: only
-    /// `revokeGeneration` cuts an overlap short. Not for scope `Master`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 32))]
-    #[x_kube(
-        validation = Rule::new("self.matches('^([0-9]{1,9}(h|m|s))+$')").message("write a duration as in 24h, 90m or 0s. Days are not a unit: 2 days are 48h"),
-        validation = Rule::new("!self.matches('^([0-9]{1,9}(h|m|s))+$') || duration(self) <= duration('87600h')").message("rotation.overlap must be at most 87600h (ten years)")
-    )]
-    pub overlap: Option<String>,
-    /// Raise it to turn the key now, with overlap. Lowering it, as a reverted commit does, has no
-    /// effect; nor has the value that the resource is created with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 2_147_483_647))]
-    pub generation: Option<i64>,
-    /// Raise it when a value has leaked: the key turns now, nothing of it that Claviger holds stays
-    /// valid, clients get the new value at once, and `restartOnRevocation` is restarted. Lowering
-    /// it has no effect.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 2_147_483_647))]
-    pub revoke_generation: Option<i64>,
-}
-
 /// What to do when a value was renewed in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "")]
 pub enum DriftPolicy {
     /// Take the new value over.
     Adopt,
@@ -309,35 +251,9 @@ pub struct DistributionTarget {
     pub restart: Option<Vec<WorkloadRef>>,
 }
 
-/// A workload of the same namespace.
-#[derive(
-    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, KubeSchema,
-)]
-#[serde(rename_all = "camelCase")]
-pub struct WorkloadRef {
-    /// Its kind.
-    pub kind: WorkloadKind,
-    /// Its name.
-    #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message("not a name that a workload can have: lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit"))]
-    pub name: String,
-}
-
-/// The kinds of workload that can be restarted.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-pub enum WorkloadKind {
-    /// `apps/v1` DaemonSet.
-    DaemonSet,
-    /// `apps/v1` Deployment.
-    Deployment,
-    /// `apps/v1` StatefulSet.
-    StatefulSet,
-}
-
 /// What a deletion of the resource does to its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "")]
 pub enum DeletionPolicy {
     /// They are removed.
     Delete,
@@ -381,6 +297,7 @@ pub struct FunctionKeyStatus {
 
 /// Where the current value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "")]
 pub enum Origin {
     /// It was there before, or somebody renewed it.
     Adopted,
@@ -393,6 +310,7 @@ pub enum Origin {
 /// Where a key stands in its life.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(description = "")]
 pub struct RotationStatus {
     /// Counts the values the key has had, from 1.
     #[schemars(range(min = 1))]
@@ -424,6 +342,7 @@ pub struct RotationStatus {
 
 /// The phases of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "")]
 pub enum Phase {
     /// Clients are getting the new value.
     Distributing,
@@ -452,6 +371,7 @@ pub struct PreviousStatus {
 /// What holds where the spec says nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(description = "")]
 pub struct Effective {
     /// The overlap in force for the next turn.
     pub overlap: String,
@@ -459,19 +379,6 @@ pub struct Effective {
     pub drift: DriftPolicy,
     /// What a deletion of the resource does.
     pub deletion_policy: DeletionPolicy,
-}
-
-/// A workload that was restarted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Restart {
-    /// Its kind.
-    pub kind: WorkloadKind,
-    /// Its name.
-    pub name: String,
-    /// When.
-    // Not to the second: a value may change right after a restart and must make another.
-    pub at: MicroTime,
 }
 
 impl From<DeletionPolicy> for LedgerDeletionPolicy {

@@ -2,7 +2,7 @@
 //! and who names whom. Fed by the watches and by the answers to our own writes.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,35 +12,19 @@ use crate::{
     api::{
         CONTENT_COPIES,
         condition::Report,
-        convert::{Declaration, StoreKind, StoreRef, Workload},
+        convert::{Declaration, StoreRef, Workload},
+        v1alpha1::WorkloadRef,
     },
-    controllers::function_key::Item,
+    controllers::{
+        Item,
+        naming::{Index, Name, Unreadable},
+    },
     domain::ledger::Owner,
     k8s::object::Observed,
 };
 
-/// A namespace and a name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name {
-    /// The namespace.
-    pub namespace: String,
-    /// The name in it.
-    pub name: String,
-}
-
 /// Why copies could not be placed, by the client's Secret and the UID of the resource.
 pub type ClientFailures = HashMap<Name, HashMap<String, Report>>;
-
-/// A resource that could not be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreadable {
-    /// Its UID.
-    pub uid: String,
-    /// Its `metadata.generation`.
-    pub generation: Option<i64>,
-    /// What is wrong with it.
-    pub fault: String,
-}
 
 /// Everything observed.
 #[derive(Default)]
@@ -71,35 +55,6 @@ pub struct State {
     pub workload_failures: HashMap<Workload, Report>,
 }
 
-/// Who names a thing. One set of pairs: a set for each thing would reserve room for eleven names
-/// where most have one.
-struct Index<T>(BTreeSet<(T, Name)>);
-
-impl<T> Default for Index<T> {
-    fn default() -> Self {
-        Self(BTreeSet::new())
-    }
-}
-
-impl<T: Clone + Ord> Index<T> {
-    fn add(&mut self, thing: T, name: &Name) {
-        self.0.insert((thing, name.clone()));
-    }
-
-    fn remove(&mut self, thing: &T, name: &Name) {
-        self.0.remove(&(thing.clone(), name.clone()));
-    }
-
-    /// Who names this thing, by name.
-    fn names(&self, thing: &T) -> impl Iterator<Item = &Name> {
-        let from = (thing.clone(), Name::default());
-        self.0
-            .range(from..)
-            .take_while(move |(other, _)| other == thing)
-            .map(|(_, name)| name)
-    }
-}
-
 /// A shared [`State`].
 #[derive(Default)]
 pub struct Cache(Mutex<State>);
@@ -108,25 +63,6 @@ impl Cache {
     /// The state, for a short look: nothing waits while it is held.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Name {
-    /// A name in a namespace.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-
-    /// The Secret of this name.
-    pub fn secret(&self) -> StoreRef {
-        StoreRef {
-            namespace: self.namespace.clone(),
-            kind: StoreKind::Secret,
-            name: self.name.clone(),
-        }
     }
 }
 
@@ -173,6 +109,16 @@ impl State {
         }
         for workload in workloads {
             self.by_workload.add(workload, &name);
+        }
+        for restart in &declaration.status.restarts {
+            let workload = Workload {
+                namespace: declaration.namespace.clone(),
+                workload: WorkloadRef {
+                    kind: restart.kind,
+                    name: restart.name.clone(),
+                },
+            };
+            self.recall_restart(workload, restart.at.0);
         }
         self.declarations.insert(name, Arc::new(declaration));
         before
@@ -318,6 +264,11 @@ impl State {
         self.sources.get(source).cloned()
     }
 
+    /// Whether it is known what a source Secret without our label held, or that there was none.
+    pub fn is_source_known(&self, source: &Name) -> bool {
+        self.sources.contains_key(source)
+    }
+
     /// Counts changes of source Secrets: what was read before a change must not be kept after it.
     pub fn source_epoch(&self) -> u64 {
         self.source_epoch
@@ -344,20 +295,13 @@ impl State {
 
     /// Since when the pods of a workload are sure to be younger than.
     pub fn restarted(&self, workload: &Workload) -> Option<Timestamp> {
-        // Statuses have whole seconds, rounded up: what changed since then within that second must
-        // not seem to have been seen.
-        if let Some(restarted) = self.restarted.get(workload) {
-            return Some(*restarted);
-        }
-        let reported = self
-            .restarting(workload)
-            .into_iter()
-            .flat_map(|declaration| declaration.status.restarts.clone())
-            .filter_map(|restart| {
-                (restart.kind == workload.workload.kind && restart.name == workload.workload.name)
-                    .then_some(restart.at.0)
-            });
-        reported.max()
+        self.restarted.get(workload).copied()
+    }
+
+    /// Takes in a restart that a status tells of, unless a later one is known.
+    pub fn recall_restart(&mut self, workload: Workload, at: Timestamp) {
+        let known = self.restarted.entry(workload).or_insert(at);
+        *known = at.max(*known);
     }
 
     /// Takes a restart in.

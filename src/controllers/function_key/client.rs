@@ -17,13 +17,12 @@ use crate::{
     },
     clock,
     controllers::{
+        Item,
         context::Context,
-        function_key::{
-            Item,
-            cache::{Name, State},
-            error::{Class, DeleteSnafu, Error, ReadSnafu, WriteSnafu},
-            report, store, watch,
-        },
+        error::{Class, DeleteSnafu, Error, ReadSnafu, WriteSnafu},
+        function_key::{cache::State, report, store},
+        naming::Name,
+        objects,
     },
     domain::{
         copies::{self, Held, Placement, Plan, Wanted},
@@ -267,8 +266,12 @@ async fn perform(
     let empty = plan.copies.entries.is_empty();
     let write = Write {
         content: (!empty).then_some(CONTENT_COPIES),
-        annotations: BTreeMap::from([(COPIES_ANNOTATION, (!empty).then(|| plan.copies.render()))]),
+        annotations: BTreeMap::from([(
+            COPIES_ANNOTATION.into(),
+            (!empty).then(|| plan.copies.render()),
+        )]),
         data: plan.changes.clone(),
+        ..Write::default()
     };
     let Some(observed) = observed else {
         if empty {
@@ -325,7 +328,7 @@ async fn perform(
 
 /// Stores report what has reached clients, workloads restart, and other keys may follow a copy.
 fn follow_up(context: &Context, client: &Name, wanted: &[(Arc<Declaration>, Wanted)]) {
-    watch::call_followers(context, &client.secret());
+    objects::call_followers(context, &client.secret());
     for (declaration, _) in wanted {
         context.queue.soon(Item::Store(declaration.store.clone()));
         for target in declaration

@@ -17,10 +17,7 @@ use crate::{
             Restart, RotationStatus, WorkloadRef,
         },
     },
-    controllers::function_key::{
-        Item,
-        cache::{self, Name},
-    },
+    controllers::{Item, function_key::cache, naming::Name},
     domain::{
         key::strength,
         layout,
@@ -38,6 +35,12 @@ pub enum SourceFault {
     /// The Secret is not there.
     #[snafu(display("does not exist"))]
     NoSecret,
+    /// The value is not text.
+    #[snafu(display("is not UTF-8 text, which every value of a vault is"))]
+    NotText,
+    /// The value is longer than a vault takes.
+    #[snafu(display("has more than 25 KiB, which is what a vault takes"))]
+    TooLong,
     /// The Secret is of a type that values are not taken from.
     #[snafu(display("is of a type that values are not taken from"))]
     Type,
@@ -278,7 +281,9 @@ fn report(
         let reason = match fault {
             SourceFault::NoEntry | SourceFault::NoSecret => Reason::SourceNotFound,
             SourceFault::Type => Reason::SourceRefused,
-            SourceFault::Unfit { .. } => Reason::ValueRefused,
+            SourceFault::NotText | SourceFault::TooLong | SourceFault::Unfit { .. } => {
+                Reason::ValueRefused
+            }
         };
         let last = if verdict.record.is_some() {
             "; the value published last stays in place"

@@ -21,16 +21,15 @@ use crate::{
     },
     clock,
     controllers::{
+        Item,
         context::Context,
+        error::{Class, DefinitionSnafu, DeleteSnafu, Error, ReadSnafu, StatusSnafu, WriteSnafu},
         function_key::{
-            Item,
-            cache::{Name, State},
-            error::{
-                Class, DefinitionSnafu, DeleteSnafu, Error, ReadSnafu, StatusSnafu, WriteSnafu,
-            },
+            cache::State,
             report::{self, SourceFault},
-            watch,
         },
+        naming::Name,
+        objects, source,
     },
     domain::{
         key::{Digest, KeyKind, KeyMaterial, format, strength},
@@ -152,7 +151,7 @@ async fn bring_about(
                     && fresh.content.is_some()
                 {
                     context.cache.lock().observe(store.clone(), fresh);
-                    watch::call_followers(context, store);
+                    objects::call_followers(context, store);
                 }
                 return Err(error);
             }
@@ -200,26 +199,7 @@ async fn read_sources(
             continue;
         };
         let source = Name::new(&*declaration.namespace, &*reference.name);
-        let (known, epoch) = {
-            let state = context.cache.lock();
-            (state.source(&source), state.source_epoch())
-        };
-        let observed = if let Some(observed) = known {
-            observed
-        } else {
-            let object = source.secret();
-            let observed = context
-                .objects
-                .get(&object)
-                .await
-                .context(ReadSnafu { object })?
-                .map(Arc::new);
-            context
-                .cache
-                .lock()
-                .read_source(source, observed.clone(), epoch);
-            observed
-        };
+        let observed = source::read(context, &source).await?;
         let name = declaration.owner.name.clone();
         match judge(declaration, observed.as_deref(), &reference.key) {
             Ok(value) => _ = values.insert(name, value),
@@ -479,7 +459,7 @@ async fn perform(
                 object: store.clone(),
             })?;
         context.cache.lock().observe(store.clone(), created);
-        watch::call_followers(context, store);
+        objects::call_followers(context, store);
         return Ok(());
     };
     let emptied = plan.ledger.entries.is_empty();
@@ -500,7 +480,7 @@ async fn perform(
             state.lose(store);
             state.bury(store);
         }
-        watch::call_followers(context, store);
+        objects::call_followers(context, store);
         return Ok(());
     }
     if emptied && observed.content.is_none() && plan.changes.is_empty() {
@@ -533,7 +513,7 @@ async fn perform(
             state.bury(store);
         }
     }
-    watch::call_followers(context, store);
+    objects::call_followers(context, store);
     Ok(())
 }
 
@@ -548,8 +528,12 @@ fn build(
     if plan.ledger.entries.is_empty() {
         return Write {
             content: None,
-            annotations: BTreeMap::from([(LEDGER_ANNOTATION, None), (SEALED_ANNOTATION, None)]),
+            annotations: BTreeMap::from([
+                (LEDGER_ANNOTATION.into(), None),
+                (SEALED_ANNOTATION.into(), None),
+            ]),
             data: plan.changes.clone(),
+            ..Write::default()
         };
     }
     let ours = published(&plan.ledger, stored, plan);
@@ -559,13 +543,13 @@ fn build(
             .and_then(|observed| observed.ledger.as_ref())
             .is_none_or(|before| !same_values(before, &plan.ledger))
         || !sealed_before.is_some_and(|sealed| context.seal_key.sealed(sealed));
-    let mut annotations = BTreeMap::from([(LEDGER_ANNOTATION, Some(plan.ledger.render()))]);
+    let mut annotations = BTreeMap::from([(LEDGER_ANNOTATION.into(), Some(plan.ledger.render()))]);
     if stale {
         let mut nonce = [0_u8; 12];
         getrandom::fill(&mut nonce)
             .expect("the operating system's random source never fails once it is seeded");
         annotations.insert(
-            SEALED_ANNOTATION,
+            SEALED_ANNOTATION.into(),
             Some(context.seal_key.seal(&seal_context(store), &ours, nonce)),
         );
     }
@@ -573,6 +557,7 @@ fn build(
         content: Some(CONTENT_KEYS),
         annotations,
         data: plan.changes.clone(),
+        ..Write::default()
     }
 }
 

@@ -119,7 +119,7 @@ impl Act {
     fn new(method: http::Method, namespace: &str, what: &str) -> Self {
         let resource = what.split('/').next().unwrap();
         let prefix = match resource {
-            "functionkeys" => "/apis/claviger.dev/v1alpha1",
+            "functionkeys" | "secretvaults" => "/apis/claviger.dev/v1alpha1",
             "deployments" | "statefulsets" | "daemonsets" | "replicasets" => "/apis/apps/v1",
             "roles" | "rolebindings" => "/apis/rbac.authorization.k8s.io/v1",
             "configmaps" | "pods" | "secrets" | "serviceaccounts" => "/api/v1",

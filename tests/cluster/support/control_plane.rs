@@ -179,6 +179,7 @@ impl Cluster {
             "--for=condition=established",
             "--timeout=30s",
             "crd/functionkeys.claviger.dev",
+            "crd/secretvaults.claviger.dev",
         ];
         self.kubectl(&wait, "").await.unwrap();
         if manifests.contains("kind: ValidatingAdmissionPolicyBinding") {

@@ -7,6 +7,7 @@ pub(crate) mod operator;
 pub(crate) mod proxy;
 pub(crate) mod record;
 pub(crate) mod space;
+pub(crate) mod vaults;
 
 pub(crate) use control_plane::Cluster;
 pub(crate) use operator::{Operator, Options};

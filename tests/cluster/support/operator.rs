@@ -34,6 +34,12 @@ pub(crate) struct Options {
     pub(crate) server: Option<String>,
     /// Namespaces to look after; the test's own when empty.
     pub(crate) namespaces: Vec<String>,
+    /// Data keys re-wrapped in a second.
+    pub(crate) rewrap_rate: u32,
+    /// How long writers may take to notice that a key ring has turned.
+    pub(crate) ring_grace: &'static str,
+    /// Further arguments.
+    pub(crate) more: Vec<String>,
 }
 
 impl Default for Options {
@@ -46,6 +52,9 @@ impl Default for Options {
             identity: None,
             server: None,
             namespaces: Vec::new(),
+            rewrap_rate: 1000,
+            ring_grace: "0s",
+            more: Vec::new(),
         }
     }
 }
@@ -106,10 +115,18 @@ impl Launcher {
             options.log_level,
             "--log-format",
             options.log_format,
+            "--rewrap-rate",
+            &options.rewrap_rate.to_string(),
+            "--ring-grace",
+            options.ring_grace,
         ];
         Self {
             kubeconfig,
-            args: args.map(str::to_owned).to_vec(),
+            args: args
+                .into_iter()
+                .map(str::to_owned)
+                .chain(options.more.iter().cloned())
+                .collect(),
             log: directory.join(format!("operator-{number}.log")),
             number,
             identity: options.identity.clone(),

@@ -10,12 +10,12 @@ use crate::{
     api::{condition::Reason, convert::Workload},
     clock,
     controllers::{
+        Item,
         context::Context,
-        function_key::{
-            Item,
-            cache::{Name, State},
-            error::{Class, Error, RestartSnafu},
-        },
+        error::{Class, Error, RestartSnafu},
+        function_key::cache::State,
+        naming::Name,
+        secret_vault,
     },
     domain::rotation::add,
     k8s,
@@ -46,13 +46,19 @@ pub async fn look(context: &Context, workload: &Workload) -> Result<Option<Times
         changed
     };
     if changed {
-        report_to_stores(context, workload);
+        tell(context, workload);
     }
     result
 }
 
 async fn bring_about(context: &Context, workload: &Workload) -> Result<Option<Timestamp>, Error> {
-    let changes = unseen(&context.cache.lock(), workload);
+    let changes = {
+        let vaults = context.vaults.lock().restarting(workload);
+        let state = context.cache.lock();
+        let mut changes = unseen(&state, workload);
+        changes.extend(secret_vault::target::unseen(&state, &vaults, workload));
+        changes
+    };
     let (Some(first), Some(last)) = (changes.iter().min(), changes.iter().max()) else {
         return Ok(None);
     };
@@ -71,7 +77,7 @@ async fn bring_about(context: &Context, workload: &Workload) -> Result<Option<Ti
         None => {
             tracing::warn!(k8s.namespace.name = workload.namespace, workload = %workload.workload, "a workload to be restarted does not exist");
             context.cache.lock().note_absence(workload.clone(), now);
-            report_to_stores(context, workload);
+            tell(context, workload);
             return Ok(None);
         }
         Some(pods) if pods.since.is_some_and(|since| since >= *last) => pods.since.unwrap_or(now),
@@ -90,7 +96,7 @@ async fn bring_about(context: &Context, workload: &Workload) -> Result<Option<Ti
         .cache
         .lock()
         .note_restart(workload.clone(), restarted);
-    report_to_stores(context, workload);
+    tell(context, workload);
     Ok(None)
 }
 
@@ -143,9 +149,14 @@ fn unseen(state: &State, workload: &Workload) -> Vec<Timestamp> {
     changes
 }
 
-fn report_to_stores(context: &Context, workload: &Workload) {
+/// Has everybody who waits for a restart look again.
+fn tell(context: &Context, workload: &Workload) {
     let declarations = context.cache.lock().restarting(workload);
     for declaration in declarations {
         context.queue.soon(Item::Store(declaration.store.clone()));
+    }
+    let vaults = context.vaults.lock().restarting(workload);
+    for vault in vaults {
+        context.queue.soon(Item::Vault(Name::from(&*vault)));
     }
 }

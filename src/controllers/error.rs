@@ -8,8 +8,8 @@ use crate::{
         condition::{Reason, Report, State},
         convert::{StoreRef, Workload},
     },
-    controllers::function_key::Item,
-    k8s,
+    controllers::Item,
+    k8s, kms,
 };
 
 /// An operation that failed.
@@ -46,6 +46,68 @@ pub enum Error {
         /// Why.
         source: kube::Error,
     },
+    /// An entry of a vault could not be read.
+    #[snafu(display("cannot read Secret/{object}"))]
+    ReadEntry {
+        /// The entry's object.
+        object: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A vault's key ring or its entries could not be read.
+    #[snafu(display("cannot read the key ring of SecretVault/{vault}"))]
+    ReadRing {
+        /// The vault.
+        vault: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A key could not be wrapped or unwrapped.
+    #[snafu(display("the root key is not to be had"))]
+    RootKey {
+        /// Why.
+        source: crate::root_keys::Error,
+    },
+    /// A vault could not be held back from deletion, or let go.
+    #[snafu(display("cannot write the finalizers of SecretVault/{vault}"))]
+    Finalize {
+        /// The vault.
+        vault: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// It could not be told whether a namespace is being deleted.
+    #[snafu(display("cannot read namespace {namespace}"))]
+    Namespace {
+        /// The namespace.
+        namespace: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// The status of a vault could not be written.
+    #[snafu(display("cannot write the status of SecretVault/{name}"))]
+    VaultStatus {
+        /// The vault.
+        name: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// An entry of a vault could not be written.
+    #[snafu(display("cannot write Secret/{object}"))]
+    WriteEntry {
+        /// The entry's object.
+        object: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A vault's key ring could not be written.
+    #[snafu(display("cannot write the key ring of SecretVault/{vault}"))]
+    WriteRing {
+        /// The vault.
+        vault: String,
+        /// Why.
+        source: kube::Error,
+    },
     /// A status could not be written.
     #[snafu(display("cannot write the status of FunctionKey/{name}"))]
     Status {
@@ -76,14 +138,22 @@ pub enum Class {
 }
 
 impl Error {
-    fn source_error(&self) -> &kube::Error {
+    fn source_error(&self) -> Option<&kube::Error> {
         match self {
             Self::Definition { source }
             | Self::Delete { source, .. }
+            | Self::Finalize { source, .. }
+            | Self::Namespace { source, .. }
             | Self::Read { source, .. }
+            | Self::ReadEntry { source, .. }
+            | Self::ReadRing { source, .. }
             | Self::Restart { source, .. }
             | Self::Status { source, .. }
-            | Self::Write { source, .. } => source,
+            | Self::VaultStatus { source, .. }
+            | Self::Write { source, .. }
+            | Self::WriteEntry { source, .. }
+            | Self::WriteRing { source, .. } => Some(source),
+            Self::RootKey { .. } => None,
         }
     }
 
@@ -94,9 +164,17 @@ impl Error {
 
     /// What follows.
     pub fn class(&self) -> Class {
+        if let Self::RootKey { source } = self {
+            return match source.class() {
+                kms::Class::Permanent => Class::Refused,
+                kms::Class::Transient => Class::Transient,
+            };
+        }
         match self.source_error() {
-            kube::Error::Api(status) if status.code == 409 => Class::Conflict,
-            kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
+            Some(kube::Error::Api(status)) if status.code == 409 => Class::Conflict,
+            Some(kube::Error::Api(status))
+                if (400..500).contains(&status.code) && status.code != 429 =>
+            {
                 Class::Refused
             }
             _ => Class::Transient,
@@ -105,9 +183,13 @@ impl Error {
 
     /// The failure in words.
     pub fn sentence(&self) -> String {
-        let sentence = format!("{self}: {}", k8s::describe(self.source_error()));
+        let why = match self {
+            Self::RootKey { source } => source.to_string(),
+            _ => self.source_error().map(k8s::describe).unwrap_or_default(),
+        };
+        let sentence = format!("{self}: {why}");
         match (self, self.source_error()) {
-            (Self::Write { .. }, kube::Error::Api(status)) if status.code == 422 => format!(
+            (Self::Write { .. }, Some(kube::Error::Api(status))) if status.code == 422 => format!(
                 "{sentence}. An object holds 1 MiB of data and 256 KiB of annotations: if there are very \
                  many keys in this one, spread them over several"
             ),
@@ -132,7 +214,7 @@ impl Error {
     }
 
     fn is_forbidden(&self) -> bool {
-        matches!(self.source_error(), kube::Error::Api(status) if status.code == 403)
+        matches!(self.source_error(), Some(kube::Error::Api(status)) if status.code == 403)
     }
 
     /// Logs the failure once, as loud as it deserves.

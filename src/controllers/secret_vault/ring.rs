@@ -1,0 +1,406 @@
+//! The key ring of a vault: opened once, kept open in memory, turned in one write.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use snafu::ResultExt;
+use zeroize::Zeroizing;
+
+use crate::{
+    api::convert::vault::Vault,
+    controllers::{
+        context::Context,
+        error::{Error, ReadRingSnafu, RootKeySnafu, WriteRingSnafu},
+        naming::Name,
+    },
+    domain::{
+        ledger::Marks,
+        vault::{
+            envelope::{IndexKey, KeyLabel, Mac, RingKey},
+            name::{VaultId, VaultRef},
+            ring::{FORMAT, RingDocument, RingVersion, Turning},
+            wrapped::Wrapped,
+        },
+    },
+    k8s::vault::{Ring, ring_name},
+    root_keys::{self, RANDOM_BYTES, RootKeys},
+};
+
+/// A key ring whose document was verified and whose keys are at hand.
+pub struct OpenRing {
+    /// What its ciphertexts are bound to.
+    pub vault: VaultRef,
+    /// The document.
+    pub document: RingDocument,
+    /// The key of digests and of the document's MAC.
+    pub index: Arc<IndexKey>,
+    keys: BTreeMap<u32, (Wrapped, Arc<RingKey>)>,
+    /// `metadata.resourceVersion` of the Secret it was read from.
+    pub version: String,
+    /// The keys as sealed to the recovery recipients.
+    recovery: Option<String>,
+}
+
+impl std::fmt::Debug for OpenRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "OpenRing({})", self.vault.id)
+    }
+}
+
+impl OpenRing {
+    /// The key of a version, if it is in the ring.
+    pub fn key(&self, version: u32) -> Option<&RingKey> {
+        self.keys.get(&version).map(|(_, key)| &**key)
+    }
+
+    /// The key that wraps; none after the vault was shredded.
+    pub fn newest(&self) -> Option<&RingKey> {
+        self.key(self.document.newest()?.version)
+    }
+}
+
+/// Why a key ring is not to be had, in words for a status.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The root key that it needs is not there.
+    NoRootKey(String),
+    /// It is not what Claviger wrote for this vault, or is gone.
+    Unusable(String),
+}
+
+/// The vault's key ring, opened, made or turned as its manifest wants it.
+///
+/// # Errors
+/// The operation that failed; a refusal that a person has to deal with comes in the answer.
+pub async fn obtain(
+    context: &Context,
+    name: &Name,
+    vault: &Vault,
+    roots: &RootKeys,
+    now: Timestamp,
+) -> Result<Result<(Arc<OpenRing>, Turning), Refusal>, Error> {
+    let observed = context.vaults.lock().ring(name);
+    let open = match observed {
+        Some(ring) => match open(context, name, &ring, roots).await? {
+            Ok(open) => open,
+            Err(refusal) => {
+                context.vaults.lock().close(name);
+                return Ok(Err(refusal));
+            }
+        },
+        None => match create(context, name, vault, roots, now).await? {
+            Ok(open) => open,
+            Err(refusal) => return Ok(Err(refusal)),
+        },
+    };
+    let newest_root = open
+        .document
+        .newest()
+        .map_or_else(String::new, |newest| newest.key.root.clone());
+    let root = roots.primary_id().unwrap_or(newest_root);
+    let turning = crate::domain::vault::ring::turning(&open.document, &vault.ring, &root, now);
+    if vault.suspended || vault.deleting || !turning.is_needed(&open.document) {
+        return Ok(Ok((open, Turning::default())));
+    }
+    let open = turn(context, name, &open, &turning, roots, now).await?;
+    Ok(Ok((open, turning)))
+}
+
+async fn open(
+    context: &Context,
+    name: &Name,
+    ring: &Ring,
+    roots: &RootKeys,
+) -> Result<Result<Arc<OpenRing>, Refusal>, Error> {
+    let known = context.vaults.lock().open(name);
+    if let Some(known) = known.as_ref().filter(|known| known.version == ring.version) {
+        return Ok(Ok(Arc::clone(known)));
+    }
+    let secret = ring_name(&name.name);
+    let unusable = |what: &str| {
+        Ok(Err(Refusal::Unusable(format!(
+            "Secret/{secret} {what}; bring it back from a backup. Nothing of this vault is written until then"
+        ))))
+    };
+    let Ok(document) = RingDocument::parse(&ring.document) else {
+        return unusable("does not hold a key ring that this version of Claviger can read");
+    };
+    if (&*document.namespace, &*document.name) != (&*name.namespace, &*name.name) {
+        return unusable(&format!(
+            "is the key ring of vault {} of namespace {}, and opens nothing here",
+            document.name, document.namespace
+        ));
+    }
+    let vault = document.vault();
+    let index = match roots
+        .unwrap(&vault, KeyLabel::Index, &document.index_key)
+        .await
+    {
+        Ok(bytes) => IndexKey::new(bytes, &vault.id),
+        Err(error) => return refusal(error, &secret),
+    };
+    let authentic = Mac::try_from(ring.mac.as_slice())
+        .and_then(|mac| index.verify_document(&ring.document, &mac));
+    if authentic.is_err() {
+        return unusable("was changed by somebody else");
+    }
+    let mut keys = BTreeMap::new();
+    for version in &document.versions {
+        let before = known.as_ref().and_then(|known| {
+            known
+                .keys
+                .get(&version.version)
+                .filter(|(wrapped, _)| *wrapped == version.key)
+        });
+        let key = match before {
+            Some((_, key)) => Arc::clone(key),
+            None => match roots
+                .unwrap(&vault, KeyLabel::Ring(version.version), &version.key)
+                .await
+            {
+                Ok(bytes) => Arc::new(RingKey::new(version.version, bytes, &vault.id)),
+                Err(error) => return refusal(error, &secret),
+            },
+        };
+        keys.insert(version.version, (version.key.clone(), key));
+    }
+    let opened = Arc::new(OpenRing {
+        vault,
+        document,
+        index: Arc::new(index),
+        keys,
+        version: ring.version.clone(),
+        recovery: ring.recovery.clone(),
+    });
+    context
+        .vaults
+        .lock()
+        .opened(name.clone(), Arc::clone(&opened));
+    Ok(Ok(opened))
+}
+
+fn refusal<T>(error: root_keys::Error, secret: &str) -> Result<Result<T, Refusal>, Error> {
+    match error {
+        root_keys::Error::NotAtHand { .. } => Ok(Err(Refusal::NoRootKey(format!(
+            "Secret/{secret} does not open: {error}"
+        )))),
+        root_keys::Error::Unopened { .. } => Ok(Err(Refusal::Unusable(format!(
+            "Secret/{secret} does not open: {error}. Bring it back from a backup"
+        )))),
+        source => Err(source).context(RootKeySnafu),
+    }
+}
+
+/// Makes the key ring of a vault that has none and of which there is no ciphertext.
+async fn create(
+    context: &Context,
+    name: &Name,
+    vault: &Vault,
+    roots: &RootKeys,
+    now: Timestamp,
+) -> Result<Result<Arc<OpenRing>, Refusal>, Error> {
+    let read = context
+        .vault_objects
+        .ring(&name.namespace, &name.name)
+        .await
+        .context(ReadRingSnafu { vault: &name.name })?;
+    if let Some(ring) = read {
+        // The watch has not told of it yet.
+        context
+            .vaults
+            .lock()
+            .observe_ring(name.clone(), ring.clone());
+        return open(context, name, &ring, roots).await;
+    }
+    let orphans = context
+        .vault_objects
+        .list_entries(&name.namespace, &name.name)
+        .await
+        .context(ReadRingSnafu { vault: &name.name })?;
+    if !orphans.is_empty() {
+        return Ok(Err(Refusal::Unusable(format!(
+            "Secret/{} is gone, and {} objects of this vault cannot be read without it; bring it back from a backup, or delete them (label claviger.dev/vault={})",
+            ring_name(&name.name),
+            orphans.len(),
+            name.name
+        ))));
+    }
+    let reference = VaultRef {
+        id: VaultId(random()),
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+    };
+    let index = Zeroizing::new(random::<32>());
+    let first = Zeroizing::new(random::<32>());
+    let document = RingDocument {
+        format: FORMAT,
+        vault_id: reference.id,
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        index_key: wrap(roots, &reference, KeyLabel::Index, &index).await?,
+        versions: vec![RingVersion {
+            version: 1,
+            created: now,
+            retired: None,
+            key: wrap(roots, &reference, KeyLabel::Ring(1), &first).await?,
+        }],
+        last: 1,
+        shredded: std::collections::BTreeSet::new(),
+        vault_shredded: false,
+        marks: Marks {
+            ..vault.ring.triggers.baseline(now)
+        },
+    };
+    let index = IndexKey::new(index, &reference.id);
+    let bytes = document.render();
+    let ring = Ring {
+        version: String::new(),
+        mac: index.document_mac(&bytes).as_bytes().to_vec(),
+        document: bytes,
+        recovery: None,
+    };
+    let made = context
+        .vault_objects
+        .create_ring(&name.namespace, &name.name, &ring)
+        .await
+        .context(WriteRingSnafu { vault: &name.name })?;
+    context
+        .vaults
+        .lock()
+        .observe_ring(name.clone(), made.clone());
+    open(context, name, &made, roots).await
+}
+
+/// Turns the ring: all that is to be done to it, in one write.
+async fn turn(
+    context: &Context,
+    name: &Name,
+    open: &OpenRing,
+    turning: &Turning,
+    roots: &RootKeys,
+    now: Timestamp,
+) -> Result<Arc<OpenRing>, Error> {
+    let mut document = open.document.clone();
+    document.marks = turning.marks.clone();
+    if turning.shred_vault {
+        let all: Vec<u32> = document.versions.iter().map(|v| v.version).collect();
+        document.shredded.extend(all);
+        document.versions.clear();
+        document.vault_shredded = true;
+    }
+    document.shredded.extend(&turning.shred);
+    document
+        .versions
+        .retain(|version| !turning.shred.contains(&version.version));
+    if turning.rewrap {
+        document.index_key = rewrap(roots, open, KeyLabel::Index, &document.index_key).await?;
+        for version in &mut document.versions {
+            if roots.is_stale(&version.key) {
+                version.key =
+                    rewrap(roots, open, KeyLabel::Ring(version.version), &version.key).await?;
+            }
+        }
+    }
+    if turning.add {
+        document.last += 1;
+        for version in &mut document.versions {
+            version.retired = version.retired.or(Some(now));
+        }
+        let label = KeyLabel::Ring(document.last);
+        let key = Zeroizing::new(random::<32>());
+        document.versions.push(RingVersion {
+            version: document.last,
+            created: now,
+            retired: None,
+            key: wrap(roots, &open.vault, label, &key).await?,
+        });
+    }
+    write(context, name, open, &document, roots).await
+}
+
+/// Destroys versions under which nothing is any more.
+///
+/// # Errors
+/// The operation that failed.
+pub async fn destroy(
+    context: &Context,
+    name: &Name,
+    open: &OpenRing,
+    versions: &[u32],
+    roots: &RootKeys,
+) -> Result<Arc<OpenRing>, Error> {
+    let mut document = open.document.clone();
+    document
+        .versions
+        .retain(|version| !versions.contains(&version.version));
+    write(context, name, open, &document, roots).await
+}
+
+async fn write(
+    context: &Context,
+    name: &Name,
+    open: &OpenRing,
+    document: &RingDocument,
+    roots: &RootKeys,
+) -> Result<Arc<OpenRing>, Error> {
+    let bytes = document.render();
+    let ring = Ring {
+        version: String::new(),
+        mac: open.index.document_mac(&bytes).as_bytes().to_vec(),
+        document: bytes,
+        recovery: open.recovery.clone(),
+    };
+    let written = context
+        .vault_objects
+        .write_ring(&name.namespace, &name.name, &open.version, &ring)
+        .await
+        .context(WriteRingSnafu { vault: &name.name })?;
+    context
+        .vaults
+        .lock()
+        .observe_ring(name.clone(), written.clone());
+    match self::open(context, name, &written, roots).await? {
+        Ok(open) => Ok(open),
+        // What was just written does not open: another look will say why.
+        Err(_) => Err(kube::Error::Api(
+            kube::core::Status::failure("", "Conflict")
+                .with_code(409)
+                .boxed(),
+        ))
+        .context(WriteRingSnafu { vault: &name.name }),
+    }
+}
+
+async fn wrap(
+    roots: &RootKeys,
+    vault: &VaultRef,
+    label: KeyLabel,
+    key: &[u8; 32],
+) -> Result<Wrapped, Error> {
+    let fresh = Zeroizing::new(random::<RANDOM_BYTES>());
+    roots
+        .wrap(vault, label, key, &fresh)
+        .await
+        .context(RootKeySnafu)
+}
+
+async fn rewrap(
+    roots: &RootKeys,
+    open: &OpenRing,
+    label: KeyLabel,
+    wrapped: &Wrapped,
+) -> Result<Wrapped, Error> {
+    let key = roots
+        .unwrap(&open.vault, label, wrapped)
+        .await
+        .context(RootKeySnafu)?;
+    wrap(roots, &open.vault, label, &key).await
+}
+
+/// Bytes of the operating system's random source.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .expect("the operating system's random source never fails once it is seeded");
+    bytes
+}

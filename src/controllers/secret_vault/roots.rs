@@ -1,0 +1,65 @@
+//! The root keys as the controller has them: at hand, or not and why.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+
+use crate::root_keys::RootKeys;
+
+/// The root keys, or why there are none.
+pub struct Roots(Mutex<Known>);
+
+struct Known {
+    keys: Result<Arc<RootKeys>, String>,
+    backup_verified: Option<Timestamp>,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self(Mutex::new(Known {
+            keys: Err("the root key has not been read yet".to_owned()),
+            backup_verified: None,
+        }))
+    }
+}
+
+impl Roots {
+    /// The root keys, or in words why there are none.
+    ///
+    /// # Errors
+    /// A sentence for a status.
+    pub fn get(&self) -> Result<Arc<RootKeys>, String> {
+        self.lock().keys.clone()
+    }
+
+    /// Takes them in; says whether that is news.
+    pub fn set(&self, keys: Result<Arc<RootKeys>, String>) -> bool {
+        let mut known = self.lock();
+        let news = match (&known.keys, &keys) {
+            (Ok(one), Ok(other)) => !Arc::ptr_eq(one, other),
+            (Err(one), Err(other)) => one != other,
+            _ => true,
+        };
+        known.keys = keys;
+        news
+    }
+
+    /// Whether they are at hand.
+    pub fn are_there(&self) -> bool {
+        self.lock().keys.is_ok()
+    }
+
+    /// When somebody last saw the backup open what is in the cluster.
+    pub fn backup_verified(&self) -> Option<Timestamp> {
+        self.lock().backup_verified
+    }
+
+    /// Takes in when somebody last saw the backup open what is in the cluster.
+    pub fn note_backup_verified(&self, at: Option<Timestamp>) {
+        self.lock().backup_verified = at;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,329 @@
+//! Following vaults, their key rings, and the metadata of their entries.
+
+use std::{collections::HashSet, sync::Arc};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Resource, ResourceExt,
+    core::{DeserializeGuard, PartialObjectMeta},
+    runtime::watcher,
+};
+
+use super::cache;
+use crate::{
+    api::{
+        CONTENT_ENTRY, CONTENT_LABEL, CONTENT_RING, VAULT_LABEL, convert::vault::Vault,
+        v1alpha1::SecretVault,
+    },
+    controllers::{
+        Item,
+        context::Context,
+        naming::{Name, Unreadable},
+        watch::{Follower, Progress, api, follow},
+    },
+    k8s::vault::{Metadata, Ring, ring_name},
+};
+
+/// Starts the watches of one namespace, or of all.
+pub fn start(context: &Arc<Context>, scope: Option<&str>, progress: &Progress) {
+    let client = &context.client;
+    let of = |content| watcher::Config::default().labels(&format!("{CONTENT_LABEL}={content}"));
+    tokio::spawn(follow(
+        api::<DeserializeGuard<SecretVault>>(client, scope),
+        watcher::Config::default(),
+        Declarations {
+            context: Arc::clone(context),
+            scope: scope.map(str::to_owned),
+            listed: HashSet::new(),
+        },
+        progress.awaits("SecretVaults", scope),
+    ));
+    tokio::spawn(follow(
+        api::<Secret>(client, scope),
+        of(CONTENT_RING),
+        Rings {
+            context: Arc::clone(context),
+            scope: scope.map(str::to_owned),
+            listed: HashSet::new(),
+        },
+        progress.awaits("key rings", scope),
+    ));
+    tokio::spawn(follow(
+        api::<PartialObjectMeta<Secret>>(client, scope),
+        of(CONTENT_ENTRY),
+        Entries {
+            context: Arc::clone(context),
+            scope: scope.map(str::to_owned),
+            listed: HashSet::new(),
+        },
+        progress.awaits("entries of vaults", scope),
+    ));
+}
+
+fn named<K: ResourceExt>(object: &K) -> Name {
+    Name::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+fn in_scope(scope: Option<&String>, name: &Name) -> bool {
+    scope.is_none_or(|scope| *scope == name.namespace)
+}
+
+/// Follows vaults.
+struct Declarations {
+    context: Arc<Context>,
+    scope: Option<String>,
+    listed: HashSet<Name>,
+}
+
+impl Declarations {
+    fn forget(&self, name: &Name) {
+        let before = self.context.vaults.lock().forget(name);
+        if let Some(before) = before {
+            super::call_for(&self.context, &before);
+        }
+    }
+}
+
+impl Follower<DeserializeGuard<SecretVault>> for Declarations {
+    fn seen(&mut self, object: DeserializeGuard<SecretVault>, first: bool) {
+        let name = named(&object);
+        let uid = object.uid().unwrap_or_default();
+        let generation = object.meta().generation;
+        if first {
+            self.listed.insert(name.clone());
+        }
+        let read = object
+            .0
+            .map_err(|error| error.to_string())
+            .and_then(|object| Vault::read(object).map_err(|error| error.to_string()));
+        let vault = match read {
+            Ok(vault) => vault,
+            Err(error) => {
+                tracing::error!(
+                    k8s.namespace.name = name.namespace,
+                    secret_vault.name = name.name,
+                    error,
+                    "a SecretVault cannot be read; what it declared last stands"
+                );
+                let unreadable = Unreadable {
+                    uid,
+                    generation,
+                    fault: error,
+                };
+                let news = self
+                    .context
+                    .vaults
+                    .lock()
+                    .declare_unreadable(name.clone(), unreadable);
+                if news {
+                    self.context.queue.soon(Item::UnreadableVault(name));
+                }
+                return;
+            }
+        };
+        {
+            let mut state = self.context.cache.lock();
+            for (workload, at) in cache::restarts(&vault) {
+                state.recall_restart(workload, at);
+            }
+        }
+        let before = {
+            let mut state = self.context.vaults.lock();
+            let known = state.vault(&name);
+            let readable = state.unreadable(&name).is_none();
+            if readable && known.is_some_and(|known| known.asks_for_the_same(&vault)) {
+                state.refresh(vault);
+                return;
+            }
+            state.declare(vault.clone())
+        };
+        // What it no longer names has to be looked at as well.
+        if let Some(before) = before {
+            super::call_for(&self.context, &before);
+        }
+        super::call_for(&self.context, &vault);
+    }
+
+    fn gone(&mut self, object: &DeserializeGuard<SecretVault>) {
+        self.forget(&named(object));
+    }
+
+    fn begin(&mut self) {
+        self.listed.clear();
+    }
+
+    fn complete(&mut self) {
+        let known: Vec<Name> = self
+            .context
+            .vaults
+            .lock()
+            .vaults()
+            .map(|vault| Name::from(&**vault))
+            .collect();
+        let listed = std::mem::take(&mut self.listed);
+        for name in known
+            .iter()
+            .filter(|name| in_scope(self.scope.as_ref(), name) && !listed.contains(name))
+        {
+            self.forget(name);
+        }
+    }
+}
+
+/// The vault that an object says it belongs to.
+fn vault_of(object: &impl ResourceExt) -> Option<Name> {
+    let vault = object.labels().get(VAULT_LABEL)?;
+    Some(Name::new(object.namespace()?, vault))
+}
+
+/// Follows key rings.
+struct Rings {
+    context: Arc<Context>,
+    scope: Option<String>,
+    listed: HashSet<Name>,
+}
+
+impl Rings {
+    /// The vault whose key ring this is, by its name: that is what the vault asks for it by.
+    fn vault(object: &Secret) -> Option<Name> {
+        vault_of(object).filter(|vault| object.name_any() == ring_name(&vault.name))
+    }
+
+    fn lose(&self, vault: &Name) {
+        self.context.vaults.lock().lose_ring(vault);
+        self.context.queue.soon(Item::Vault(vault.clone()));
+    }
+}
+
+impl Follower<Secret> for Rings {
+    fn seen(&mut self, object: Secret, first: bool) {
+        let Some(vault) = Self::vault(&object) else {
+            return;
+        };
+        if first {
+            self.listed.insert(vault.clone());
+        }
+        let news = self
+            .context
+            .vaults
+            .lock()
+            .observe_ring(vault.clone(), Ring::read(object));
+        if news {
+            self.context.queue.soon(Item::Vault(vault));
+        }
+    }
+
+    fn gone(&mut self, object: &Secret) {
+        let Some(vault) = Self::vault(object) else {
+            return;
+        };
+        let version = object.resource_version().unwrap_or_default();
+        let made_anew = {
+            let state = self.context.vaults.lock();
+            state.ring(&vault).is_some_and(|known| {
+                match (known.version.parse::<u64>(), version.parse::<u64>()) {
+                    (Ok(known), Ok(gone)) => known > gone,
+                    _ => false,
+                }
+            })
+        };
+        if !made_anew {
+            self.lose(&vault);
+        }
+    }
+
+    fn begin(&mut self) {
+        self.listed.clear();
+    }
+
+    fn complete(&mut self) {
+        let listed = std::mem::take(&mut self.listed);
+        let lost: Vec<Name> = self
+            .context
+            .vaults
+            .lock()
+            .rings()
+            .map(|(vault, _)| vault)
+            .filter(|vault| in_scope(self.scope.as_ref(), vault) && !listed.contains(*vault))
+            .cloned()
+            .collect();
+        for vault in &lost {
+            self.lose(vault);
+        }
+    }
+}
+
+/// Follows entries.
+struct Entries {
+    context: Arc<Context>,
+    scope: Option<String>,
+    listed: HashSet<Name>,
+}
+
+impl Entries {
+    fn lose(&self, vault: &Name, object: &str, version: Option<&str>) {
+        self.context
+            .vaults
+            .lock()
+            .lose_entry(vault, object, version);
+        self.context.queue.soon(Item::Vault(vault.clone()));
+    }
+}
+
+impl Follower<PartialObjectMeta<Secret>> for Entries {
+    fn seen(&mut self, object: PartialObjectMeta<Secret>, first: bool) {
+        let Some(vault) = vault_of(&object) else {
+            return;
+        };
+        let name = object.name_any();
+        if first {
+            self.listed
+                .insert(Name::new(&*vault.namespace, name.clone()));
+        }
+        let metadata = Metadata::read(&object.metadata);
+        let news = self
+            .context
+            .vaults
+            .lock()
+            .observe_entry(&vault, &name, metadata);
+        if news {
+            self.context.queue.soon(Item::Vault(vault));
+        }
+    }
+
+    fn gone(&mut self, object: &PartialObjectMeta<Secret>) {
+        if let Some(vault) = vault_of(object) {
+            self.lose(
+                &vault,
+                &object.name_any(),
+                object.metadata.resource_version.as_deref(),
+            );
+        }
+    }
+
+    fn begin(&mut self) {
+        self.listed.clear();
+    }
+
+    fn complete(&mut self) {
+        let listed = std::mem::take(&mut self.listed);
+        let lost: Vec<(Name, String)> = {
+            let state = self.context.vaults.lock();
+            let mut lost = Vec::new();
+            for vault in state.with_entries() {
+                if !in_scope(self.scope.as_ref(), vault) {
+                    continue;
+                }
+                for object in state.objects(vault) {
+                    if !listed.contains(&Name::new(&*vault.namespace, &*object)) {
+                        lost.push((vault.clone(), object));
+                    }
+                }
+            }
+            lost
+        };
+        for (vault, object) in &lost {
+            self.lose(vault, object, None);
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The key ring of one vault: its document, and when it turns.
+//!
+//! The newest version wraps the data keys of new entries. When the ring turns, data keys under
+//! earlier versions are re-wrapped in the background; an earlier version is destroyed when nothing
+//! is under it any more. The document stands in the key-ring Secret under a MAC of the vault's index
+//! key, which is wrapped by the root key and never changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize, de};
+use snafu::{ResultExt, Snafu};
+
+use crate::domain::{
+    ledger::Marks,
+    rotation::{Policy, Triggers, Turn, add},
+    vault::{
+        name::{VaultId, VaultRef},
+        wrapped::Wrapped,
+    },
+};
+
+/// The version of the document's format.
+pub const FORMAT: u8 = 1;
+
+/// A version of the ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingVersion {
+    /// Its number, from 1.
+    pub version: u32,
+    /// Since when it wraps.
+    pub created: Timestamp,
+    /// Since when it no longer wraps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired: Option<Timestamp>,
+    /// Its key.
+    pub key: Wrapped,
+}
+
+/// The document of a key ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RingDocument {
+    /// [`FORMAT`].
+    pub format: u8,
+    /// The vault's id.
+    pub vault_id: VaultId,
+    /// The vault's namespace.
+    pub namespace: String,
+    /// The vault's name.
+    pub name: String,
+    /// The key of document MACs and digests.
+    pub index_key: Wrapped,
+    /// The versions that are not destroyed, oldest first; none after the vault was shredded.
+    pub versions: Vec<RingVersion>,
+    /// The highest number that was ever used.
+    pub last: u32,
+    /// Numbers that were destroyed on purpose while entries were under them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub shredded: BTreeSet<u32>,
+    /// Whether the whole vault was shredded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vault_shredded: bool,
+    /// How far the triggers were acted on.
+    #[serde(default)]
+    pub marks: Marks,
+}
+
+/// The bytes are not the document of a key ring.
+#[derive(Debug, Snafu)]
+#[snafu(display("the document of the key ring is not readable"))]
+pub struct Unreadable {
+    source: serde_json::Error,
+}
+
+impl RingDocument {
+    /// Reads the document's bytes.
+    ///
+    /// # Errors
+    /// [`Unreadable`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let document: Self = serde_json::from_slice(bytes).context(UnreadableSnafu)?;
+        if document.format == FORMAT {
+            Ok(document)
+        } else {
+            Err(de::Error::custom("another format")).context(UnreadableSnafu)
+        }
+    }
+
+    /// The bytes that go under the MAC.
+    pub fn render(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a document has string keys only")
+    }
+
+    /// What its ciphertexts are bound to.
+    pub fn vault(&self) -> VaultRef {
+        VaultRef {
+            id: self.vault_id,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
+
+    /// The version that wraps.
+    pub fn newest(&self) -> Option<&RingVersion> {
+        self.versions.last()
+    }
+}
+
+/// What a vault's manifest says of its ring.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// From one turn to the next; absent: only when asked to.
+    pub interval: Option<SignedDuration>,
+    /// What turns it out of turn.
+    pub triggers: Triggers,
+    /// Versions to destroy whatever is under them.
+    pub shred: BTreeSet<u32>,
+    /// Whether to destroy all of them.
+    pub shred_vault: bool,
+}
+
+/// What is to be done to a ring, all in one write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turning {
+    /// A new version is made; it wraps from then on.
+    pub add: bool,
+    /// The keys are to be wrapped by another root key.
+    pub rewrap: bool,
+    /// Versions to be destroyed whatever is under them.
+    pub shred: BTreeSet<u32>,
+    /// Everything is to be destroyed.
+    pub shred_vault: bool,
+    /// The marks to record.
+    pub marks: Marks,
+}
+
+impl Turning {
+    /// Whether there is anything to write.
+    pub fn is_needed(&self, document: &RingDocument) -> bool {
+        self.add
+            || self.rewrap
+            || self.shred_vault
+            || !self.shred.is_empty()
+            || self.marks != document.marks
+    }
+}
+
+/// When a ring turns by its interval.
+pub fn due(document: &RingDocument, wish: &Wish) -> Option<Timestamp> {
+    let policy = Policy {
+        interval: wish.interval,
+        overlap: SignedDuration::ZERO,
+    };
+    policy.due(document.newest()?.created, &document.vault_id.to_string())
+}
+
+/// What is to be done to a ring now.
+pub fn turning(document: &RingDocument, wish: &Wish, root: &str, now: Timestamp) -> Turning {
+    if document.vault_shredded || wish.shred_vault {
+        return Turning {
+            shred_vault: !document.vault_shredded,
+            marks: document.marks.clone(),
+            ..Turning::default()
+        };
+    }
+    let shred: BTreeSet<u32> = document
+        .versions
+        .iter()
+        .map(|version| version.version)
+        .filter(|version| wish.shred.contains(version))
+        .collect();
+    let newest = document.newest();
+    let other_root = newest.is_some_and(|newest| newest.key.root != root);
+    let turn = wish
+        .triggers
+        .turn(&document.marks, due(document, wish), now);
+    Turning {
+        add: newest.is_none_or(|newest| shred.contains(&newest.version))
+            || other_root
+            || turn != Turn::Wait,
+        rewrap: document.index_key.root != root
+            || document
+                .versions
+                .iter()
+                .any(|version| version.key.root != root),
+        shred,
+        shred_vault: false,
+        marks: wish.triggers.handled(&document.marks, now),
+    }
+}
+
+/// Versions that no longer wrap and under which nothing is, as far as the caches tell: they may be
+/// destroyed once a full check has found the same. Writers that have not heard of the turn yet have
+/// the time of `grace` to finish. The second answer is when to ask again.
+pub fn idle(
+    document: &RingDocument,
+    in_use: &BTreeMap<u32, usize>,
+    grace: SignedDuration,
+    now: Timestamp,
+) -> (Vec<u32>, Option<Timestamp>) {
+    let newest = document.newest().map(|newest| newest.version);
+    let mut ripe = Vec::new();
+    let mut next: Option<Timestamp> = None;
+    for version in &document.versions {
+        if Some(version.version) == newest || in_use.get(&version.version).is_some_and(|n| *n > 0) {
+            continue;
+        }
+        let at = add(version.retired.unwrap_or(version.created), grace);
+        if at <= now {
+            ripe.push(version.version);
+        } else {
+            next = Some(next.map_or(at, |next| next.min(at)));
+        }
+    }
+    (ripe, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::vault::wrapped::Base64;
+
+    const HOUR: SignedDuration = SignedDuration::from_hours(1);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn wrapped(root: &str) -> Wrapped {
+        Wrapped {
+            root: root.to_owned(),
+            sealed: Base64(vec![1, 2, 3]),
+            kms: None,
+        }
+    }
+
+    fn document(numbers: &[u32]) -> RingDocument {
+        RingDocument {
+            format: FORMAT,
+            vault_id: VaultId([7; 16]),
+            namespace: "shop".to_owned(),
+            name: "payments".to_owned(),
+            index_key: wrapped("r"),
+            versions: numbers
+                .iter()
+                .map(|&version| RingVersion {
+                    version,
+                    created: at(i64::from(version) * 1000),
+                    retired: (Some(&version) != numbers.last())
+                        .then(|| at(i64::from(version) * 1000 + 1000)),
+                    key: wrapped("r"),
+                })
+                .collect(),
+            last: numbers.last().copied().unwrap_or_default(),
+            shredded: BTreeSet::new(),
+            vault_shredded: false,
+            marks: Marks::default(),
+        }
+    }
+
+    #[test]
+    fn the_document_reads_back_and_other_formats_are_refused() {
+        let document = document(&[1, 2]);
+        let bytes = document.render();
+        assert_eq!(RingDocument::parse(&bytes).unwrap(), document);
+        let later = String::from_utf8(bytes)
+            .unwrap()
+            .replace("\"format\":1", "\"format\":2");
+        assert!(RingDocument::parse(later.as_bytes()).is_err());
+        assert!(RingDocument::parse(b"{}").is_err());
+    }
+
+    #[test]
+    fn turns_by_interval_generation_annotation_and_root_key_and_not_otherwise() {
+        let document = document(&[1, 2]);
+        let still = turning(&document, &Wish::default(), "r", at(9_000_000));
+        assert!(!still.is_needed(&document), "{still:?}");
+
+        let by_interval = Wish {
+            interval: Some(HOUR),
+            ..Wish::default()
+        };
+        assert!(!turning(&document, &by_interval, "r", at(2000 + 3200)).add);
+        assert!(turning(&document, &by_interval, "r", at(2000 + 3600)).add);
+
+        let mut by_generation = Wish::default();
+        by_generation.triggers.generation = 1;
+        let turned = turning(&document, &by_generation, "r", at(3000));
+        assert!(turned.add && !turned.rewrap);
+        let mut handled = document.clone();
+        handled.marks = turned.marks;
+        assert!(!turning(&handled, &by_generation, "r", at(3000)).add);
+
+        let by_root = turning(&document, &Wish::default(), "other", at(3000));
+        assert!(by_root.add && by_root.rewrap);
+    }
+
+    #[test]
+    fn shredding_the_newest_version_makes_another_and_shredding_the_vault_makes_none() {
+        let document = document(&[1, 2]);
+        let wish = Wish {
+            shred: BTreeSet::from([2, 9]),
+            ..Wish::default()
+        };
+        let turned = turning(&document, &wish, "r", at(3000));
+        assert_eq!(turned.shred, BTreeSet::from([2]));
+        assert!(turned.add);
+        let older = Wish {
+            shred: BTreeSet::from([1]),
+            ..Wish::default()
+        };
+        assert!(!turning(&document, &older, "r", at(3000)).add);
+        let all = Wish {
+            shred_vault: true,
+            ..Wish::default()
+        };
+        let turned = turning(&document, &all, "other", at(3000));
+        assert!(turned.shred_vault && !turned.add && !turned.rewrap);
+        let mut gone = document;
+        gone.versions.clear();
+        gone.vault_shredded = true;
+        assert!(!turning(&gone, &Wish::default(), "other", at(3000)).is_needed(&gone));
+    }
+
+    #[test]
+    fn a_version_is_destroyed_only_when_nothing_is_under_it_and_writers_had_time() {
+        let document = document(&[1, 2, 3]);
+        let used = BTreeMap::from([(1, 5), (2, 0), (3, 9)]);
+        assert_eq!(
+            idle(&document, &used, HOUR, at(3000 + 3599)),
+            (vec![], Some(at(3000 + 3600)))
+        );
+        assert_eq!(
+            idle(&document, &used, HOUR, at(3000 + 3600)),
+            (vec![2], None)
+        );
+        assert_eq!(
+            idle(&document, &BTreeMap::new(), SignedDuration::ZERO, at(9000)).0,
+            [1, 2]
+        );
+    }
+}
