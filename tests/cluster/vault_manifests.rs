@@ -1,5 +1,9 @@
 //! Wrong manifests of vaults: each refused by the apiserver in our words. Right ones at the edge of
 //! that, the largest there can be among them: accepted.
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "called with `json!` in place"
+)]
 
 use kube::{
     Api,
@@ -85,7 +89,7 @@ fn many<T>(count: usize, make: impl Fn(usize) -> T) -> Vec<T> {
 
 /// What is wrong, the spec, and what the apiserver has to say to it.
 fn wrong() -> Vec<(&'static str, Value, &'static str)> {
-    let named = |name: String| secret(json!({"name": name}));
+    let called = |name: String| secret(json!({"name": name}));
     let names = |names: &[&str]| -> Value {
         json!({"secrets": names.iter().map(|name| json!({"name": name, "generate": {}})).collect::<Vec<_>>()})
     };
@@ -110,22 +114,22 @@ fn wrong() -> Vec<(&'static str, Value, &'static str)> {
         ),
         (
             "a secret with an empty name",
-            named(String::new()),
+            called(String::new()),
             "spec.secrets[0].name",
         ),
         (
             "a secret with too long a name",
-            named(long(128)),
+            called(long(128)),
             "may not be more than 127",
         ),
         (
             "a secret with an underscore",
-            named("db_password".to_owned()),
+            called("db_password".to_owned()),
             "not a name that a secret of a vault can have: letters, digits and '-', at most 127",
         ),
         (
             "a secret with a dot",
-            named("db.password".to_owned()),
+            called("db.password".to_owned()),
             "not a name that a secret of a vault can have",
         ),
         (

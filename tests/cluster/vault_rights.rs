@@ -370,7 +370,9 @@ async fn the_root_key_is_made_once_and_only_an_administrator_puts_it_back() {
     for (verb, name, expected) in [
         ("get", "claviger-root-key", true),
         ("get", "claviger-root-key-backup", true),
-        ("patch", "claviger-root-key-backup", true),
+        ("update", "claviger-root-key-backup", true),
+        ("update", "claviger-root-key", false),
+        ("update", "claviger-seal-key", false),
     ] {
         let claviger = stage.actor("claviger");
         let may = claviger.may_with(verb, "secrets", SYSTEM, Some(name)).await;

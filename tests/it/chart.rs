@@ -213,6 +213,7 @@ const COMBINATIONS: &[&[&str]] = &[
         "--set",
         "vault.rewrapRate=1,vault.ringGrace=0s",
     ],
+    &["--set", "rootKey.kmsSocket=/run/kms/plugin.sock"],
     &[
         "--set",
         "rootKey.kind=kms,rootKey.kmsSocket=/run/kms/plugin.sock,prometheusRule.enabled=true,prometheusRule.renderMode=alwaysRender",
@@ -553,10 +554,6 @@ fn wrong_values_are_refused_with_what_is_wrong() {
         (
             "rootKey.kmsSocket is needed when rootKey.kind is kms",
             &["--set", "rootKey.kind=kms"],
-        ),
-        (
-            "rootKey.kmsSocket has no effect when rootKey.kind is secret",
-            &["--set", "rootKey.kmsSocket=/run/kms/plugin.sock"],
         ),
         (
             "'/rootKey/kmsSocket'",

@@ -81,3 +81,15 @@ fn a_suspended_key_is_shown_as_suspended() {
     suspended["spec"]["suspend"] = json!(false);
     assert_eq!(health(&suspended).0, "Healthy");
 }
+
+#[test]
+fn vaults_are_judged_as_keys_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gitops/argocd-cm.yaml");
+    let config: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let vault = &config["data"]["resource.customizations.health.claviger.dev_SecretVault"];
+    let vault = vault.as_str().unwrap();
+    assert_eq!(
+        vault.replace("of this vault", "of this key").trim_end(),
+        rule().trim_end()
+    );
+}

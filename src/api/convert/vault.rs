@@ -1,6 +1,6 @@
 //! From a `SecretVault` to what the domain decides on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -159,6 +159,12 @@ pub enum Invalid {
         /// What is wrong with it.
         source: kube::core::duration::ParseError,
     },
+    /// Two secrets are one, whose names differ in case only.
+    #[snafu(display("secret {name} is declared twice: names are compared without case"))]
+    Duplicate {
+        /// The secret.
+        name: String,
+    },
     /// Two ways of making a value, or none.
     #[snafu(display("secret {name} needs exactly one of generate and valueFrom"))]
     Making {
@@ -235,7 +241,16 @@ impl Vault {
             .iter()
             .flatten()
             .map(|secret| declared(secret, &rotate, &revoke))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut names = BTreeSet::new();
+        for secret in &secrets {
+            snafu::ensure!(
+                names.insert(secret.name.folded()),
+                DuplicateSnafu {
+                    name: secret.name.as_str()
+                }
+            );
+        }
         let sync = spec
             .sync
             .iter()
