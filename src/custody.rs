@@ -26,6 +26,7 @@ use crate::{
 
 /// The pause between attempts to read a root key that is not there.
 const RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_mins(1);
 /// How often it is asked whether somebody has verified the backup.
 const BACKUP_CHECK: Duration = Duration::from_mins(30);
 const KMS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,39 +84,73 @@ impl Custody {
 
     /// Keeps the root keys at hand until `stop`.
     pub async fn keep(self, context: Arc<Context>, stop: CancellationToken) {
-        let Some((keys, material)) = self.obtain(&context, &stop).await else {
-            return;
-        };
-        let keys = Arc::new(keys);
-        let mut turned = keys.kms_key_id();
-        if context.roots.set(Ok(Arc::clone(&keys))) {
-            call_for_all(&context);
-        }
-        let watching = {
-            let (keys, stop) = (Arc::clone(&keys), stop.clone());
-            tokio::spawn(async move { keys.watch(stop).await })
-        };
-        let backing_up = async {
-            loop {
-                if let Some(material) = &material {
-                    self.back_up(&context, material).await;
-                }
-                tokio::time::sleep(BACKUP_CHECK).await;
-            }
-        };
-        let turning = async {
-            while turned.changed().await.is_ok() {
+        while let Some((keys, material)) = self.obtain(&context, &stop).await {
+            let keys = Arc::new(keys);
+            if context.roots.set(Ok(Arc::clone(&keys))) {
                 call_for_all(&context);
             }
-            // With a key of our own nothing ever changes.
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = backing_up => {}
-            () = turning => {}
-            () = stop.cancelled() => {}
+            let mut turned = keys.kms_key_id();
+            let turning = async {
+                while turned.changed().await.is_ok() {
+                    call_for_all(&context);
+                }
+                // With a key of our own nothing ever changes.
+                std::future::pending::<()>().await;
+            };
+            let round = stop.child_token();
+            tokio::select! {
+                () = keys.watch(round.clone()), if self.provider == Provider::Kms => {}
+                () = self.look_after(&context, material.as_ref()) => {}
+                () = turning => {}
+                () = self.changed(&context, material.as_ref()) => {}
+                () = stop.cancelled() => return,
+            }
+            round.cancel();
         }
-        watching.abort();
+    }
+
+    /// Returns when a vault misses a root key and the Secret holds another one than is known.
+    async fn changed(&self, context: &Context, known: Option<&Material>) {
+        context.roots.missed().await;
+        let mut pause = RETRY;
+        loop {
+            tokio::time::sleep(pause).await;
+            let stored = root_key::read(&context.client, &self.namespace).await;
+            if let Ok(Some(stored)) = stored
+                && known.is_none_or(|known| known.id() != stored.id())
+            {
+                tracing::info!(root_key = stored.id(), "the root key was brought back");
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_RETRY);
+        }
+    }
+
+    /// Now and then: writes the backup, and the root key itself if somebody has deleted it.
+    async fn look_after(&self, context: &Context, material: Option<&Material>) {
+        loop {
+            if let Some(material) = material {
+                self.back_up(context, material).await;
+                if self.provider == Provider::Secret {
+                    self.write_back(context, material).await;
+                }
+            }
+            tokio::time::sleep(BACKUP_CHECK).await;
+        }
+    }
+
+    /// Writes the very root key back whose Secret somebody has deleted.
+    async fn write_back(&self, context: &Context, material: &Material) {
+        let (client, namespace) = (&context.client, &self.namespace);
+        let outcome = match root_key::read(client, namespace).await {
+            Ok(Some(_)) => return,
+            Ok(None) => root_key::create(client, namespace, material).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(_) => tracing::warn!("the root key's Secret was gone and was written back"),
+            Err(error) => tracing::warn!(%error, "the root key's Secret is not as it should be"),
+        }
     }
 
     /// The root keys; one is made only if there is nothing that another one wrapped.

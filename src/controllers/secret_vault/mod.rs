@@ -145,6 +145,7 @@ async fn bring_about(
     let (open, turning) = match ring::obtain(context, name, vault, &roots, now).await? {
         Ok(obtained) => obtained,
         Err(Refusal::NoRootKey(why)) => {
+            context.roots.miss();
             return refused(report::stalled(Reason::RootKeyMissing, why)).await;
         }
         Err(Refusal::Unusable(why)) => {

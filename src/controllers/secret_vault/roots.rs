@@ -7,7 +7,11 @@ use jiff::Timestamp;
 use crate::root_keys::RootKeys;
 
 /// The root keys, or why there are none.
-pub struct Roots(Mutex<Known>);
+pub struct Roots {
+    known: Mutex<Known>,
+    /// Told when a vault needs a root key that is not at hand.
+    missed: tokio::sync::Notify,
+}
 
 struct Known {
     keys: Result<Arc<RootKeys>, String>,
@@ -16,10 +20,14 @@ struct Known {
 
 impl Default for Roots {
     fn default() -> Self {
-        Self(Mutex::new(Known {
+        let known = Known {
             keys: Err("the root key has not been read yet".to_owned()),
             backup_verified: None,
-        }))
+        };
+        Self {
+            known: Mutex::new(known),
+            missed: tokio::sync::Notify::new(),
+        }
     }
 }
 
@@ -59,7 +67,17 @@ impl Roots {
         self.lock().backup_verified = at;
     }
 
+    /// A vault needs a root key that is not at hand: perhaps it has been brought back.
+    pub fn miss(&self) {
+        self.missed.notify_one();
+    }
+
+    /// Waits until a vault needs a root key that is not at hand.
+    pub async fn missed(&self) {
+        self.missed.notified().await;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

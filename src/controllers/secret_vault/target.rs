@@ -1057,7 +1057,7 @@ pub async fn withdraw_all(context: &Context, vault: &Name) -> Result<(), Error> 
 }
 
 /// Takes what is ours out of a Secret; one that we made goes as a whole, unless others have put
-/// something into it.
+/// something into it that can stay.
 async fn withdraw(context: &Context, object: &StoreRef, observed: &Observed) -> Result<(), Error> {
     let Some(record) = record(observed) else {
         return Ok(());
@@ -1067,7 +1067,9 @@ async fn withdraw(context: &Context, object: &StoreRef, observed: &Observed) -> 
         .names()
         .chain(observed.opaque.iter().map(String::as_str))
         .any(|key| !record.entries.contains_key(key));
-    if observed.created && !record.merge && (!foreign || observed.immutable) {
+    // A Secret with a type of its own cannot stand without the entries of that type.
+    let whole = !foreign || observed.immutable || observed.type_.is_some();
+    if observed.created && !record.merge && whole {
         let gone = context.objects.delete(object, observed).await;
         match gone {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
