@@ -103,6 +103,17 @@ impl Ring {
     }
 }
 
+/// What stands under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found<T> {
+    /// A Secret of another type: somebody else's.
+    Foreign,
+    /// Nothing.
+    Nothing,
+    /// A Secret of our type.
+    Ours(T),
+}
+
 /// The objects of vaults.
 #[derive(Clone)]
 pub struct Vaults {
@@ -241,17 +252,34 @@ impl Vaults {
         }
     }
 
-    /// A vault's key ring.
+    /// What stands where a vault's key ring belongs.
     ///
     /// # Errors
-    /// The apiserver's refusal; an absent one is `None`.
-    pub async fn ring(&self, namespace: &str, vault: &str) -> kube::Result<Option<Ring>> {
-        Ok(self
-            .secrets(namespace)
-            .get_opt(&ring_name(vault))
-            .await?
-            .filter(|secret| secret.type_.as_deref() == Some(RING_TYPE))
-            .map(Ring::read))
+    /// The apiserver's refusal.
+    pub async fn ring(&self, namespace: &str, vault: &str) -> kube::Result<Found<Ring>> {
+        let found = self.secrets(namespace).get_opt(&ring_name(vault)).await?;
+        Ok(match found {
+            None => Found::Nothing,
+            Some(secret) if secret.type_.as_deref() == Some(RING_TYPE) => {
+                Found::Ours(Ring::read(secret))
+            }
+            Some(_) => Found::Foreign,
+        })
+    }
+
+    /// What stands where an entry belongs.
+    ///
+    /// # Errors
+    /// The apiserver's refusal.
+    pub async fn find_entry(&self, namespace: &str, name: &str) -> kube::Result<Found<Metadata>> {
+        let found = self.secrets(namespace).get_opt(name).await?;
+        Ok(match found {
+            None => Found::Nothing,
+            Some(secret) if secret.type_.as_deref() == Some(ENTRY_TYPE) => {
+                Found::Ours(Metadata::read(&secret.metadata))
+            }
+            Some(_) => Found::Foreign,
+        })
     }
 
     /// Makes a vault's key ring.

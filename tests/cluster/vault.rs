@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use claviger::api::v1alpha1::SecretVaultStatus;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
@@ -57,6 +58,10 @@ async fn declared_secrets_are_made_sealed_and_synced() {
 }
 
 /// A spec with one generated secret, `db-password`, that is synced into `app` with the value before.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "called with `json!` in place"
+)]
 fn one(more: Value) -> Value {
     let mut spec = json!({
         "secrets": [{"name": "db-password", "generate": {}}],
@@ -73,6 +78,10 @@ fn one(more: Value) -> Value {
     spec
 }
 
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "called with `json!` in place"
+)]
 fn rotated(rotation: Value) -> Value {
     json!({"spec": {"secrets": [{"name": "db-password", "generate": {}, "rotation": rotation}]}})
 }
@@ -218,7 +227,6 @@ async fn a_secret_follows_its_source_and_keeps_the_last_value_without_it() {
     space.vault_ready("imported").await;
     assert_eq!(space.entries("imported").await.len(), 2);
     // Whatever happens to the source, the last value stays.
-    use base64::{Engine, engine::general_purpose::STANDARD};
     for (value, reason) in [
         (json!(null), "SourceNotFound"),
         (json!(STANDARD.encode("x".repeat(26_000))), "ValueRefused"),

@@ -277,6 +277,8 @@ async fn what_a_vault_is_made_of_is_written_by_the_controller_only() {
         row("anna", "deletes it", Act::delete(ns, on_version), Refused("Secrets of type claviger.dev/secret-version hold what cannot be made again, so only Claviger writes them: anna may not delete one")),
         row("anna", "deletes all of them", Act::delete(ns, "secrets").dry().with("labelSelector=claviger.dev/vault%3Dpayments"), Refused(only)),
         row("anna", "makes one of her own", Act::create(ns, "secrets", &own("fake", version_type, Some("vault-secret-version"))), Refused("anna may not create one")),
+        row("anna", "passes a Secret off as one", Act::create(ns, "secrets", &own("fake", "Opaque", Some("vault-secret-version"))), Refused("Secrets of type Opaque with the label of a vault's own hold")),
+        row("anna", "passes a Secret off as a ring", Act::merge(ns, "secrets/env", &json!({"metadata": {"labels": {"claviger.dev/content": "vault-key-ring"}}})), Refused("with the label of a vault's own")),
         row("anna", "makes one by server-side apply", Act::apply(ns, "secrets/fake", &own("fake", version_type, None)), Refused("anna may not create one")),
         row("anna", "changes the ring", Act::merge(ns, on_ring, &payload), Allowed),
         row("anna", "changes the ring to another", Act::merge(ns, on_ring, &json!({"stringData": {"ring": "x"}})), Refused(only)),

@@ -215,7 +215,7 @@ fn refusal(client: &Name, observed: &Observed) -> Option<String> {
         .is_some_and(|content| content != CONTENT_COPIES)
     {
         return Some(format!(
-            "Secret/{name} is an app's key store; name another in spec.distributeTo"
+            "Secret/{name} is an app's key store, or filled by a vault; name another in spec.distributeTo"
         ));
     }
     None

@@ -178,7 +178,7 @@ fn refusal(store: &StoreRef, observed: &Observed) -> Option<String> {
         .is_some_and(|content| content != CONTENT_KEYS)
     {
         return Some(format!(
-            "keys are handed to clients in {store} (distributeTo); it cannot be an app's key store as well"
+            "{store} is one in which keys are handed to clients (distributeTo), or that a vault fills; it cannot be an app's key store as well"
         ));
     }
     None

@@ -66,6 +66,8 @@ pub struct State {
     by_workload: Index<Workload>,
     rings: HashMap<Name, Arc<Ring>>,
     open: HashMap<Name, Arc<OpenRing>>,
+    /// Key rings that were deleted while they were in use.
+    lost: HashMap<Name, Arc<Ring>>,
     entries: HashMap<Name, Entries>,
     /// What came of looking at targets, by vault and target as declared.
     targets: HashMap<Name, BTreeMap<String, TargetReport>>,
@@ -211,15 +213,33 @@ impl State {
             }
         });
         if newer {
+            self.lost.remove(&vault);
             self.rings.insert(vault, Arc::new(ring));
         }
         newer
     }
 
-    /// Forgets a key ring that is gone.
+    /// Takes note of a key ring that is gone. What it was is remembered if it was authentic: a ring
+    /// that somebody has deleted can be written back.
     pub fn lose_ring(&mut self, vault: &Name) {
-        self.rings.remove(vault);
-        self.open.remove(vault);
+        let ring = self.rings.remove(vault);
+        let open = self.open.remove(vault);
+        if let (Some(ring), Some(open)) = (ring, open)
+            && ring.version == open.version
+        {
+            self.lost.insert(vault.clone(), ring);
+        }
+    }
+
+    /// A key ring as it was before it was deleted.
+    pub fn lost_ring(&self, vault: &Name) -> Option<Arc<Ring>> {
+        self.lost.get(vault).cloned()
+    }
+
+    /// Forgets a key ring that was deleted on purpose.
+    pub fn bury_ring(&mut self, vault: &Name) {
+        self.lose_ring(vault);
+        self.lost.remove(vault);
     }
 
     /// All key rings.

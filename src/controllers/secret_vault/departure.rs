@@ -13,7 +13,7 @@ use crate::{
         },
         naming::Name,
     },
-    k8s,
+    k8s::{self, vault::Found},
 };
 
 /// What came of a vault that is to go.
@@ -82,14 +82,14 @@ async fn destroy(context: &Context, name: &Name, vault: &Vault) -> Result<(), Er
         .await
         .context(ReadRingSnafu { vault: &name.name })?;
     context.vaults.lock().close(name);
-    if let Some(ring) = ring {
+    if let Found::Ours(ring) = ring {
         context
             .vault_objects
             .delete_ring(namespace, &name.name, &ring.version)
             .await
             .context(WriteRingSnafu { vault: &name.name })?;
     }
-    context.vaults.lock().lose_ring(name);
+    context.vaults.lock().bury_ring(name);
     let entries = context
         .vault_objects
         .list_entries(namespace, &name.name)

@@ -26,8 +26,12 @@ use crate::{
             plan::Action,
         },
     },
+    k8s::vault::{Found, Metadata},
     key_pair,
 };
+
+/// How many names that others have taken are passed over in one look.
+const MOST_PASSED_OVER: u32 = 32;
 
 /// Where entries of one vault are written.
 pub struct Writer<'a> {
@@ -81,8 +85,9 @@ impl Writer<'_> {
         Ok(Ok(()))
     }
 
-    /// Makes an entry. That its number is taken means that somebody else was faster: another look
-    /// sees what they wrote, and decides anew.
+    /// Makes an entry. That its number is taken by another entry means that somebody else was
+    /// faster: another look sees what they wrote, and decides anew. A number whose name somebody has
+    /// given to a Secret of their own is passed over.
     async fn create(
         &self,
         hash: NameHash,
@@ -90,8 +95,51 @@ impl Writer<'_> {
         attributes: &Attributes,
         value: Option<&KeyMaterial>,
     ) -> Result<(), Error> {
-        let Some(newest) = self.open.newest() else {
+        let mut sequence = sequence;
+        let last = sequence.saturating_add(MOST_PASSED_OVER);
+        loop {
+            let object = object_name(&self.name.name, hash, sequence);
+            let made = self.post(&object, sequence, attributes, value).await;
+            let taken =
+                matches!(&made, Err(kube::Error::Api(status)) if status.is_already_exists());
+            if taken {
+                let found = self
+                    .context
+                    .vault_objects
+                    .find_entry(&self.name.namespace, &object)
+                    .await
+                    .context(ReadEntrySnafu { object: &object })?;
+                match found {
+                    Found::Foreign if sequence < last => {
+                        sequence = sequence.saturating_add(1);
+                        continue;
+                    }
+                    Found::Ours(metadata) => {
+                        let mut state = self.context.vaults.lock();
+                        state.observe_entry(self.name, &object, metadata);
+                    }
+                    Found::Foreign | Found::Nothing => {}
+                }
+            }
+            if let Some(metadata) = made.context(WriteEntrySnafu { object: &object })? {
+                self.context
+                    .vaults
+                    .lock()
+                    .observe_entry(self.name, &object, metadata);
+            }
             return Ok(());
+        }
+    }
+
+    async fn post(
+        &self,
+        object: &str,
+        sequence: u32,
+        attributes: &Attributes,
+        value: Option<&KeyMaterial>,
+    ) -> kube::Result<Option<Metadata>> {
+        let Some(newest) = self.open.newest() else {
+            return Ok(None);
         };
         let binding = cache::binding(&self.open, &attributes.name, sequence, attributes);
         let text = attributes.render();
@@ -111,25 +159,18 @@ impl Writer<'_> {
             mac: newest.mac(&binding, wrapped.as_ref(), &text),
             wrapped,
         };
-        let object = object_name(&self.name.name, hash, sequence);
-        let metadata = self
-            .context
+        self.context
             .vault_objects
             .create_entry(
                 &self.name.namespace,
                 &self.name.name,
-                &object,
+                object,
                 &text,
                 &envelope.to_string(),
                 payload,
             )
             .await
-            .context(WriteEntrySnafu { object: &object })?;
-        self.context
-            .vaults
-            .lock()
-            .observe_entry(self.name, &object, metadata);
-        Ok(())
+            .map(Some)
     }
 
     async fn amend(

@@ -298,6 +298,12 @@ fn plan_secrets(
         if open.document.vault_shredded {
             continue;
         }
+        if let Some(secret) = secret {
+            match secret.shape.expires {
+                Some(at) if at <= now => facts.expired.push((secret.name.clone(), at)),
+                at => facts.next = earliest(facts.next, at),
+            }
+        }
         let declared = secret.map(|secret| declared(secret, open, sources));
         let asked = history
             .name()

@@ -24,7 +24,7 @@ use crate::{
     controllers::{Item, function_key, naming::Name},
     domain::vault::{
         history::{self, Entry, Fault, History},
-        name::NameHash,
+        name::{NameHash, SecretName},
         plan::{Action, Plan, Standing},
     },
 };
@@ -44,6 +44,8 @@ pub struct Facts {
     pub unmakeable: BTreeMap<String, String>,
     /// How far the re-wrap is.
     pub rewrap: Progress,
+    /// Declared secrets that have expired, and when.
+    pub expired: Vec<(SecretName, Timestamp)>,
     /// What a deletion waits for.
     pub blocked: Option<String>,
     /// When to look again.
@@ -430,6 +432,12 @@ fn report(
         sentences.push(format!(
             "{} versions are under a key ring version that was shredded",
             facts.counts.unreadable
+        ));
+    }
+    for (secret, at) in &facts.expired {
+        sentences.push(format!(
+            "secret {secret} expired at {}; what is synced of it stays",
+            condition::seconds(*at)
         ));
     }
     for annotation in &vault.unreadable_triggers {

@@ -22,7 +22,7 @@ use crate::{
             wrapped::Wrapped,
         },
     },
-    k8s::vault::{Ring, ring_name},
+    k8s::vault::{Found, Ring, ring_name},
     root_keys::{self, RANDOM_BYTES, RootKeys},
 };
 
@@ -204,13 +204,40 @@ async fn create(
         .ring(&name.namespace, &name.name)
         .await
         .context(ReadRingSnafu { vault: &name.name })?;
-    if let Some(ring) = read {
-        // The watch has not told of it yet.
+    match read {
+        Found::Nothing => {}
+        Found::Ours(ring) => {
+            // The watch has not told of it yet.
+            context
+                .vaults
+                .lock()
+                .observe_ring(name.clone(), ring.clone());
+            return open(context, name, &ring, roots).await;
+        }
+        Found::Foreign => {
+            return Ok(Err(Refusal::Unusable(format!(
+                "Secret/{} is not a key ring; remove it, or give the vault another name",
+                ring_name(&name.name)
+            ))));
+        }
+    }
+    let lost = context.vaults.lock().lost_ring(name);
+    if let Some(lost) = lost {
+        tracing::warn!(
+            k8s.namespace.name = name.namespace,
+            secret_vault.name = name.name,
+            "the key ring was deleted and is written back"
+        );
+        let made = context
+            .vault_objects
+            .create_ring(&name.namespace, &name.name, &lost)
+            .await
+            .context(WriteRingSnafu { vault: &name.name })?;
         context
             .vaults
             .lock()
-            .observe_ring(name.clone(), ring.clone());
-        return open(context, name, &ring, roots).await;
+            .observe_ring(name.clone(), made.clone());
+        return open(context, name, &made, roots).await;
     }
     let orphans = context
         .vault_objects
