@@ -1055,3 +1055,45 @@ async fn old_versions_go_as_keep_says() {
 fn function_key_in(store: &str) -> Value {
     json!({"storage": {"secret": {"name": store}}, "scope": "Host", "keyName": "default"})
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_changes_make_one_write_of_a_target_and_one_restart() {
+    let space = Space::new("vault-once").await;
+    let _operator = Operator::start(&space, Options::default()).await;
+    space.put_deployment("web").await;
+    let spec = |generation: u32| {
+        let secret = |name: &str| json!({"name": name, "generate": {}, "rotation": {"generation": generation}});
+        let restart = json!([{"kind": "Deployment", "name": "web"}]);
+        json!({
+            "secrets": [secret("a"), secret("b"), secret("c")],
+            "sync": [
+                {"target": {"name": "one"}, "restart": restart, "data": [
+                    {"key": "a", "secret": "a"}, {"key": "b", "secret": "b"},
+                    {"key": "all", "template": "{{ secrets['a'] }}{{ secrets['b'] }}{{ secrets['c'] }}"},
+                ]},
+                {"target": {"name": "two"}, "restart": restart, "data": [{"key": "c", "secret": "c"}]},
+            ],
+        })
+    };
+    space.declare_vault("payments", spec(0)).await;
+    space.vault_ready("payments").await;
+    let seen = space.follow_secret("one");
+    let before = space.data("one").await;
+    space
+        .change_vault("payments", json!({"spec": spec(1)}))
+        .await;
+    space
+        .until_data("one", "turn", |data| data["all"] != before["all"])
+        .await;
+    space.vault_ready("payments").await;
+    let first = space.restarted_at("web").await;
+    assert!(first.is_some());
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(space.restarted_at("web").await, first);
+    let seen = seen.lock().unwrap().clone();
+    assert_eq!(
+        seen.len(),
+        2,
+        "the state before and the one after: {seen:?}"
+    );
+}

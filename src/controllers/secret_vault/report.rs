@@ -428,6 +428,17 @@ fn report(
         "{} secrets in {} versions, as declared",
         facts.counts.live, facts.counts.versions
     )];
+    let mut reason = Reason::Kept;
+    let deferred = facts
+        .standings
+        .iter()
+        .find(|(_, standing)| matches!(standing, Standing::Live(live) if live.deferred));
+    if let Some((secret, _)) = deferred {
+        reason = Reason::RotationDeferred;
+        sentences.push(format!(
+            "a turn of secret {secret} is due but waits: three values before are still handed out"
+        ));
+    }
     if facts.counts.unreadable > 0 {
         sentences.push(format!(
             "{} versions are under a key ring version that was shredded",
@@ -445,5 +456,5 @@ fn report(
             "annotation {annotation} is not readable and is ignored; it takes times such as 2026-11-22T08:00:00Z, and where it names secrets <secret>@<time>, with commas between them"
         ));
     }
-    of(State::Ready, Reason::Kept, sentences.join(". "))
+    of(State::Ready, reason, sentences.join(". "))
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use snafu::Snafu;
 
-use crate::domain::vault::attributes::{Attributes, Kind};
+use crate::domain::vault::attributes::{Attributes, Kind, Managed};
 
 /// Why an entry cannot be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Snafu)]
@@ -147,11 +147,8 @@ impl History {
         let State::Live { sequence, current } = self.state() else {
             return None;
         };
-        if current
-            .managed
-            .as_ref()
-            .is_some_and(|managed| managed.revoked)
-        {
+        let none = |managed: &Managed| managed.revoked || managed.overlap().is_zero();
+        if current.managed.as_ref().is_some_and(none) {
             return None;
         }
         self.values()

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::domain::{
     ledger::Marks,
-    rotation::{Policy, Triggers, Turn, add},
+    rotation::{MAX_PREVIOUS, Policy, Triggers, Turn, add},
     vault::{
         attributes::{Attributes, Kind, Managed},
         envelope::ValueDigest,
@@ -178,6 +178,8 @@ pub struct Live {
     pub previous_until: Option<Timestamp>,
     /// Whether an earlier value is still handed out.
     pub overlapping: bool,
+    /// Whether a turn is due but waits, because as many earlier values as can be are handed out.
+    pub deferred: bool,
 }
 
 /// What is to become of a secret.
@@ -315,7 +317,10 @@ impl Planner<'_> {
             }
             (Source::Followed(_), _) => Turn::Wait,
         };
-        if turn != Turn::Wait {
+        let deferred = turn == Turn::Rotate
+            && declared.source == Source::Minted
+            && self.overlaps(sequence, declared, reached).len() >= MAX_PREVIOUS;
+        if turn != Turn::Wait && !deferred {
             let marks = declared.triggers.handled(&managed.marks, now);
             self.create(declared, marks, turn == Turn::Revoke);
             return self.standing(declared, sequence, current, &managed, reached);
@@ -330,7 +335,11 @@ impl Planner<'_> {
         }
         self.retire(sequence, declared, reached);
         self.prune(sequence, declared.keep);
-        self.standing(declared, sequence, current, &managed, reached)
+        let mut standing = self.standing(declared, sequence, current, &managed, reached);
+        if let Standing::Live(live) = &mut standing {
+            live.deferred = deferred;
+        }
+        standing
     }
 
     /// A secret that was there before the manifest declared it: a value that Claviger makes is kept
@@ -376,6 +385,7 @@ impl Planner<'_> {
             next_turn: None,
             previous_until: None,
             overlapping: false,
+            deferred: false,
         })
     }
 
@@ -501,6 +511,7 @@ impl Planner<'_> {
                     next_turn: None,
                     previous_until: None,
                     overlapping: false,
+                    deferred: false,
                 })
             }
             State::Deleted { since, purge_at } => {
@@ -578,6 +589,7 @@ impl Planner<'_> {
             next_turn: None,
             previous_until: None,
             overlapping: false,
+            deferred: false,
         })
     }
 
@@ -664,6 +676,7 @@ impl Planner<'_> {
             overlapping: overlaps
                 .iter()
                 .any(|(_, _, end)| end.is_none_or(|end| end > self.setting.now)),
+            deferred: false,
         })
     }
 }

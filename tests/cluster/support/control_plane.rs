@@ -49,8 +49,9 @@ impl Cluster {
     /// A control plane of one's own, without anything installed.
     pub(crate) async fn start() -> Self {
         install_crypto();
+        remove_leftovers();
         let directory = tempfile::Builder::new()
-            .prefix("claviger-")
+            .prefix(&format!("{DIRECTORY}{}-", std::process::id()))
             .tempdir()
             .unwrap();
         let mut cluster = Self {
@@ -224,6 +225,24 @@ pub(crate) fn signal_process(pid: u32, signal: &str) {
         .args([&format!("-{signal}"), &pid.to_string()])
         .status();
     assert!(sent.unwrap().success());
+}
+
+/// What the directories of control planes begin with; the process that made them follows.
+const DIRECTORY: &str = "claviger-test-";
+
+/// Removes directories of test processes that are no more: the shared control plane lives as long as
+/// its process, which has no moment to clean up.
+fn remove_leftovers() {
+    let entries = std::fs::read_dir(std::env::temp_dir());
+    for entry in entries.into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name
+            .strip_prefix(DIRECTORY)
+            .and_then(|rest| rest.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// The TLS library's provider is chosen once in a process.

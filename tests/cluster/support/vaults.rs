@@ -1,15 +1,20 @@
 //! What tests do with vaults.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use claviger::{
     api::v1alpha1::{SecretVault, SecretVaultStatus},
     k8s::vault::{ENTRY_TYPE, ring_name},
 };
+use futures::TryStreamExt;
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
 
@@ -165,6 +170,24 @@ impl Space {
             )
             .await
             .unwrap();
+    }
+
+    /// Every state of a Secret from now on, by its resource version.
+    pub(crate) fn follow_secret(&self, name: &str) -> Arc<Mutex<Vec<String>>> {
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (secrets, noted) = (self.secrets(), Arc::clone(&seen));
+        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        tokio::spawn(async move {
+            let mut states = std::pin::pin!(watcher(secrets, config).applied_objects());
+            while let Ok(Some(secret)) = states.try_next().await {
+                let version = secret.resource_version().unwrap();
+                let mut noted = noted.lock().unwrap();
+                if noted.last() != Some(&version) {
+                    noted.push(version);
+                }
+            }
+        });
+        seen
     }
 
     /// A vault's key ring.
