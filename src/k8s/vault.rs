@@ -209,16 +209,24 @@ impl Vaults {
         }))
     }
 
-    /// Deletes an entry; one that is gone already is no failure.
+    /// Deletes an entry, as of this version if one is named; one that is gone already is no failure.
     ///
     /// # Errors
     /// The apiserver's refusal.
-    pub async fn delete_entry(&self, namespace: &str, name: &str) -> kube::Result<()> {
-        gone(
-            self.secrets(namespace)
-                .delete(name, &DeleteParams::default())
-                .await,
-        )
+    pub async fn delete_entry(
+        &self,
+        namespace: &str,
+        name: &str,
+        version: Option<&str>,
+    ) -> kube::Result<()> {
+        let params = DeleteParams {
+            preconditions: version.map(|version| Preconditions {
+                resource_version: Some(version.to_owned()),
+                uid: None,
+            }),
+            ..DeleteParams::default()
+        };
+        gone(self.secrets(namespace).delete(name, &params).await)
     }
 
     /// All entries of a vault as the apiserver has them now, by name.

@@ -69,6 +69,8 @@ pub struct State {
     /// Key rings that were deleted while they were in use.
     lost: HashMap<Name, Arc<Ring>>,
     entries: HashMap<Name, Entries>,
+    /// Entries that we have deleted, as they were last: what the watch still tells of them is old.
+    removed: HashMap<(Name, String), Metadata>,
     /// What came of looking at targets, by vault and target as declared.
     targets: HashMap<Name, BTreeMap<String, TargetReport>>,
 }
@@ -254,6 +256,16 @@ impl State {
 
     /// Takes an opened key ring in.
     pub fn opened(&mut self, vault: Name, ring: Arc<OpenRing>) {
+        let before = self.open.get(&vault);
+        // What was authentic under a key need not be under another of the same number.
+        if before.is_some_and(|before| before.contradicts(&ring)) {
+            let entries = self.entries.get_mut(&vault).into_iter().flatten();
+            for held in entries.flat_map(|(_, held)| held.values_mut()) {
+                if let Some(attributes) = held.authentic.take() {
+                    held.floor = held.floor.max(attributes.revision);
+                }
+            }
+        }
         self.open.insert(vault, ring);
     }
 
@@ -277,6 +289,11 @@ impl State {
         let Some((hash, sequence)) = parse_object_name(&vault.name, object) else {
             return false;
         };
+        let place = (vault.clone(), object.to_owned());
+        match self.removed.get(&place) {
+            Some(removed) if !metadata.newer_than(removed) => return false,
+            removed => _ = removed.is_some() && self.removed.remove(&place).is_some(),
+        }
         let entries = self.entries.entry(vault.clone()).or_default();
         let known = entries.get(&hash).and_then(|held| held.get(&sequence));
         if known.is_some_and(|known| !metadata.newer_than(&known.metadata)) {
@@ -303,11 +320,21 @@ impl State {
         true
     }
 
+    /// Forgets an entry that we have deleted, and what the watch has yet to tell of it.
+    pub fn removed_entry(&mut self, vault: &Name, object: &str, last: Metadata) {
+        self.lose_entry(vault, object, None);
+        self.removed
+            .insert((vault.clone(), object.to_owned()), last);
+    }
+
     /// Forgets an entry that is gone, unless it was made anew since.
     pub fn lose_entry(&mut self, vault: &Name, object: &str, version: Option<&str>) {
         let Some((hash, sequence)) = parse_object_name(&vault.name, object) else {
             return;
         };
+        if version.is_some() {
+            self.removed.remove(&(vault.clone(), object.to_owned()));
+        }
         let Some(entries) = self.entries.get_mut(vault) else {
             return;
         };
@@ -502,4 +529,31 @@ pub fn restarts(vault: &Vault) -> impl Iterator<Item = (Workload, Timestamp)> {
         };
         (workload, restart.at.0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_watch_tells_late_of_an_entry_that_we_deleted_brings_it_not_back() {
+        let mut state = State::default();
+        let (vault, hash) = (Name::new("shop", "payments"), NameHash([1; 20]));
+        let object = object_name("payments", hash, 3);
+        let at = |version: &str| Metadata {
+            version: version.to_owned(),
+            attributes: Box::default(),
+            envelope: Box::default(),
+        };
+        assert!(state.observe_entry(&vault, &object, at("5")));
+        state.removed_entry(&vault, &object, at("5"));
+        for late in ["4", "5"] {
+            assert!(!state.observe_entry(&vault, &object, at(late)));
+            assert!(state.held(&vault, hash, 3).is_none());
+        }
+        assert!(state.observe_entry(&vault, &object, at("9")), "made anew");
+        state.removed_entry(&vault, &object, at("9"));
+        state.lose_entry(&vault, &object, Some("10"));
+        assert!(state.removed.is_empty());
+    }
 }

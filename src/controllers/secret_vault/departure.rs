@@ -98,7 +98,7 @@ async fn destroy(context: &Context, name: &Name, vault: &Vault) -> Result<(), Er
     for object in entries.keys() {
         context
             .vault_objects
-            .delete_entry(namespace, object)
+            .delete_entry(namespace, object, None)
             .await
             .context(WriteEntrySnafu { object })?;
         context.vaults.lock().lose_entry(name, object, None);

@@ -218,15 +218,20 @@ impl Writer<'_> {
 
     async fn remove(&self, hash: NameHash, sequence: u32) -> Result<(), Error> {
         let object = object_name(&self.name.name, hash, sequence);
+        let Some(held) = self.context.vaults.lock().held(self.name, hash, sequence) else {
+            return Ok(());
+        };
+        // What was decided on, not what may have come to stand there since a purge.
+        let version = &held.metadata.version;
         self.context
             .vault_objects
-            .delete_entry(&self.name.namespace, &object)
+            .delete_entry(&self.name.namespace, &object, Some(version))
             .await
             .context(WriteEntrySnafu { object: &object })?;
         self.context
             .vaults
             .lock()
-            .lose_entry(self.name, &object, None);
+            .removed_entry(self.name, &object, held.metadata);
         Ok(())
     }
 }

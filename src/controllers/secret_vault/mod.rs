@@ -183,7 +183,7 @@ async fn bring_about(
         let grace = context.settings.ring_grace;
         let (idle, later) =
             crate::domain::vault::ring::idle(&open.document, &in_use, grace, clock::now());
-        if !idle.is_empty() {
+        if !idle.is_empty() && !open.is_behind(&in_use) {
             let idle = still_idle(context, name, idle).await?;
             if !idle.is_empty() {
                 open = ring::destroy(context, name, &open, &idle, &roots).await?;

@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use snafu::ResultExt;
 use tokio::{sync::Mutex, time::Instant};
 
@@ -98,20 +98,34 @@ fn grouped(number: usize) -> String {
 /// Re-wraps a batch; answers how far the vault is.
 ///
 /// # Errors
-/// The first write that failed; those before it stand.
+/// The first write that failed; all that did not fail stand. A few failures do not hold the rest of
+/// the batch up.
 pub async fn batch(context: &Context, name: &Name, open: &OpenRing) -> Result<Progress, Error> {
     let Some(newest) = open.newest() else {
         return Ok(Progress::default());
     };
     let (waiting, left) = waiting(context, name, open, newest.version());
-    stream::iter(waiting)
+    let mut outcomes = stream::iter(waiting)
         .map(|(hash, sequence, attributes)| async move {
             context.pace.take().await;
             one(context, name, open, hash, sequence, &attributes).await
         })
-        .buffer_unordered(AT_ONCE)
-        .try_collect::<Vec<()>>()
-        .await?;
+        .buffer_unordered(AT_ONCE);
+    let mut failures = 0;
+    let mut failure = None;
+    while let Some(outcome) = outcomes.next().await {
+        if let Err(error) = outcome {
+            failure = Some(failure.unwrap_or(error));
+            failures += 1;
+            if failures == AT_ONCE {
+                break;
+            }
+        }
+    }
+    drop(outcomes);
+    if let Some(error) = failure {
+        return Err(error);
+    }
     Ok(Progress {
         left,
         ..progress(context, name, open)

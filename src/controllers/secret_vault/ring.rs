@@ -1,6 +1,9 @@
 //! The key ring of a vault: opened once, kept open in memory, turned in one write.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use snafu::ResultExt;
@@ -53,6 +56,25 @@ impl OpenRing {
         self.keys.get(&version).map(|(_, key)| &**key)
     }
 
+    /// Whether entries say that they are under a version that this ring has not come to yet: it was
+    /// put back to an earlier state. Its next version must not take that number, and nothing of it
+    /// is destroyed.
+    pub fn is_behind(&self, in_use: &BTreeMap<u32, usize>) -> bool {
+        let highest = in_use.last_key_value();
+        highest.is_some_and(|(highest, _)| *highest > self.document.last)
+    }
+
+    /// Whether a version of it has another key than in the other.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        self.vault.id != other.vault.id
+            || self.keys.iter().any(|(version, (wrapped, _))| {
+                other
+                    .keys
+                    .get(version)
+                    .is_some_and(|(known, _)| known != wrapped)
+            })
+    }
+
     /// The key that wraps; none after the vault was shredded.
     pub fn newest(&self) -> Option<&RingKey> {
         self.key(self.document.newest()?.version)
@@ -99,10 +121,20 @@ pub async fn obtain(
         .map_or_else(String::new, |newest| newest.key.root.clone());
     let root = roots.primary_id().unwrap_or(newest_root);
     let turning = crate::domain::vault::ring::turning(&open.document, &vault.ring, &root, now);
-    if vault.suspended || vault.deleting || !turning.is_needed(&open.document) {
+    let behind = open.is_behind(&context.vaults.lock().in_use(name));
+    if behind || vault.suspended || vault.deleting || !turning.is_needed(&open.document) {
         return Ok(Ok((open, Turning::default())));
     }
-    let open = turn(context, name, &open, &turning, roots, now).await?;
+    let open = turn(
+        context,
+        name,
+        &open,
+        &turning,
+        &vault.ring.shred,
+        roots,
+        now,
+    )
+    .await?;
     Ok(Ok((open, turning)))
 }
 
@@ -272,7 +304,7 @@ async fn create(
             key: wrap(roots, &reference, KeyLabel::Ring(1), &first).await?,
         }],
         last: 1,
-        shredded: std::collections::BTreeSet::new(),
+        shredded: BTreeSet::new(),
         vault_shredded: false,
         marks: Marks {
             ..vault.ring.triggers.baseline(now)
@@ -304,6 +336,7 @@ async fn turn(
     name: &Name,
     open: &OpenRing,
     turning: &Turning,
+    shred: &BTreeSet<u32>,
     roots: &RootKeys,
     now: Timestamp,
 ) -> Result<Arc<OpenRing>, Error> {
@@ -330,6 +363,10 @@ async fn turn(
     }
     if turning.add {
         document.last += 1;
+        // A number that is to be shredded is never given to anything.
+        while shred.contains(&document.last) {
+            document.last += 1;
+        }
         for version in &mut document.versions {
             version.retired = version.retired.or(Some(now));
         }

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -36,12 +36,13 @@ use crate::{
         key::KeyMaterial,
         rotation::{DEFAULT_OVERLAP, add},
         vault::{
+            attributes::Attributes,
             envelope::ValueDigest,
-            history::{self, Fault},
-            name::SecretName,
+            history::{self, Fault, History},
+            name::{NameHash, SecretName},
             part::{self, Part},
             plan::Reached,
-            sync::{ABSENT, Placed, Record, both, content_hash, input_name},
+            sync::{ABSENT, Made, Placed, Record, both, content_hash, input_name},
             template::{Input, Outcome, Template, Version},
         },
     },
@@ -70,7 +71,17 @@ pub async fn look(context: &Context, secret: &Name) -> Result<Option<Timestamp>,
             .soon(Item::Target(Name::new(&*secret.namespace, &*target.name)));
         return Ok(None);
     }
-    let observed = observe(context, secret).await?;
+    let observed = match observe(context, secret).await {
+        Ok(observed) => observed,
+        Err(error) => {
+            if let Some(report) = error.report(Reason::TargetRefused) {
+                for vault in &claims {
+                    note(context, vault, &secret.name, failed(None, report.clone()));
+                }
+            }
+            return Err(error);
+        }
+    };
     let incumbent = observed
         .as_deref()
         .and_then(|observed| observed.sync.as_ref()?.record.as_ref())
@@ -114,6 +125,7 @@ pub async fn look(context: &Context, secret: &Name) -> Result<Option<Timestamp>,
         target,
         open: &open,
         now: clock::now(),
+        histories: Mutex::default(),
     };
     match syncer.bring_about(secret, observed.as_deref()).await {
         Ok((report, next)) => {
@@ -341,7 +353,7 @@ enum Fate {
     /// It stays as it is.
     Keep(Placed),
     /// It gets this value, made from these.
-    Set(KeyMaterial, BTreeMap<String, u32>),
+    Set(KeyMaterial, BTreeMap<String, Made>),
     /// There is none.
     Absent,
 }
@@ -353,6 +365,9 @@ struct Syncer<'a> {
     target: &'a Target,
     open: &'a Arc<OpenRing>,
     now: Timestamp,
+    /// Histories as this look has seen them first: a secret that turns meanwhile turns for all
+    /// entries of the target at once, in the next look.
+    histories: Mutex<BTreeMap<NameHash, Arc<History>>>,
 }
 
 type Look = (TargetReport, Option<Timestamp>);
@@ -382,6 +397,8 @@ impl Syncer<'_> {
             }
         };
         let digest_of = |key: &str, value: &KeyMaterial| self.digest(key, value);
+        // Opening takes time: what is promised from now on begins when the values are there.
+        let now = clock::now();
         let mut after = Record {
             vault: self.vault.owner.name.clone(),
             target: target.name.clone(),
@@ -406,10 +423,10 @@ impl Syncer<'_> {
                             digest,
                             recipe: self.recipe_digest(&target.entries[key]),
                             inputs: inputs.clone(),
-                            at: self.now,
+                            at: now,
                             changed: match placed {
                                 Some(placed) if same => placed.changed,
-                                Some(_) => Some(self.now),
+                                Some(_) => Some(now),
                                 None => None,
                             },
                         },
@@ -568,8 +585,21 @@ impl Syncer<'_> {
         Ok(Ok((fates, None)))
     }
 
-    /// The number of an input as it is now.
-    fn number_of(&self, input: &str) -> u32 {
+    /// The history of a secret, the same for the whole look.
+    fn history(&self, hash: NameHash) -> Arc<History> {
+        let mut histories = self
+            .histories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let observe = || {
+            let mut state = self.context.vaults.lock();
+            Arc::new(state.history(&self.name, self.open, hash))
+        };
+        Arc::clone(histories.entry(hash).or_insert_with(observe))
+    }
+
+    /// An input as it is now.
+    fn number_of(&self, input: &str) -> Made {
         let (secret, version) = match input.strip_suffix("@previous") {
             Some(secret) => (secret, Version::Previous),
             None => (input, Version::Current),
@@ -580,25 +610,25 @@ impl Syncer<'_> {
         self.number(&secret, version).unwrap_or(ABSENT)
     }
 
-    /// The number of an input, or why there is none.
-    fn number(&self, secret: &SecretName, version: Version) -> Result<u32, Obstacle> {
+    /// The entry that an input is, or why there is none.
+    fn number(&self, secret: &SecretName, version: Version) -> Result<Made, Obstacle> {
         let hash = self.open.vault.hash(secret);
-        let history = self
-            .context
-            .vaults
-            .lock()
-            .history(&self.name, self.open, hash);
+        let history = self.history(hash);
+        let made = |number, attributes: &Attributes| Made {
+            number,
+            id: Some(attributes.id),
+        };
         match (history.state(), version) {
             (history::State::Live { sequence, current }, Version::Current) => {
                 match current.not_before.filter(|at| *at > self.now) {
                     Some(at) => Err(Obstacle::NotBefore(at)),
                     None if !current.enabled => Err(Obstacle::Disabled),
-                    None => Ok(sequence),
+                    None => Ok(made(sequence, current)),
                 }
             }
             (history::State::Live { .. }, Version::Previous) => history
                 .previous()
-                .map(|(sequence, _)| sequence)
+                .map(|(sequence, attributes)| made(sequence, attributes))
                 .ok_or(Obstacle::Absent),
             (history::State::Broken { sequence, fault }, _) => Err(Obstacle::Broken(super::fault(
                 &self.name, hash, sequence, fault,
@@ -726,7 +756,9 @@ impl Syncer<'_> {
         let value = match self.number(secret, input.version) {
             Err(Obstacle::Absent | Obstacle::Deleted) => None,
             Err(obstacle) => return Ok(Err(self.obstructed(secret, obstacle))),
-            Ok(sequence) => {
+            Ok(Made {
+                number: sequence, ..
+            }) => {
                 let hash = self.open.vault.hash(secret);
                 let opened =
                     entries::open(self.context, &self.name, self.open, hash, sequence).await?;

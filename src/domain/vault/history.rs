@@ -172,3 +172,231 @@ impl History {
             .find_map(|entry| entry.attributes().map(|attributes| &attributes.name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        ledger::Marks,
+        vault::{
+            attributes::Managed,
+            name::{SecretName, VersionId},
+        },
+    };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn attributes(kind: Kind) -> Attributes {
+        Attributes {
+            name: SecretName::parse("Db-Password").unwrap(),
+            id: VersionId([1; 16]),
+            kind,
+            enabled: true,
+            not_before: None,
+            expires: None,
+            created: at(10),
+            updated: at(10),
+            revision: 0,
+            content_type: None,
+            tags: BTreeMap::new(),
+            managed: None,
+            purge_at: (kind == Kind::Deleted).then(|| at(99)),
+        }
+    }
+
+    /// Kinds by their first letters; `v` is a disabled value, `M` one that is managed, `N` one
+    /// that promised no overlap, `X` one that revoked those before, `?` what cannot be trusted.
+    fn history(letters: &str) -> History {
+        let managed = |revoked, overlap| {
+            Some(Managed {
+                generation: 1,
+                marks: Marks::default(),
+                overlap,
+                revoked,
+                source: None,
+            })
+        };
+        let value = || attributes(Kind::Value);
+        let entry = |letter| {
+            Entry::Authentic(Arc::new(match letter {
+                'V' => value(),
+                'v' => Attributes {
+                    enabled: false,
+                    ..value()
+                },
+                'M' => Attributes {
+                    managed: managed(false, 60),
+                    ..value()
+                },
+                'N' => Attributes {
+                    managed: managed(false, 0),
+                    ..value()
+                },
+                'X' => Attributes {
+                    managed: managed(true, 60),
+                    ..value()
+                },
+                'D' => attributes(Kind::Deleted),
+                'P' => attributes(Kind::Purging),
+                'R' => attributes(Kind::Recovered),
+                '?' => return Entry::Unreadable(Fault::Tampered),
+                other => panic!("{other}"),
+            }))
+        };
+        History((1..).zip(letters.chars().map(entry)).collect())
+    }
+
+    /// The same in a letter, with the number that decides.
+    fn state(letters: &str) -> String {
+        match history(letters).state() {
+            State::Absent => "absent".to_owned(),
+            State::Live { sequence, .. } => format!("live {sequence}"),
+            State::Deleted { since, purge_at } => {
+                assert_eq!((since, purge_at), (at(10), at(99)));
+                "deleted".to_owned()
+            }
+            State::Purging => "purging".to_owned(),
+            State::Broken { sequence, .. } => format!("broken {sequence}"),
+        }
+    }
+
+    #[test]
+    fn the_newest_entry_decides_and_one_that_takes_a_deletion_back_leaves_it_to_those_before() {
+        for (letters, expected) in [
+            ("", "absent"),
+            ("V", "live 1"),
+            ("v", "live 1"),
+            ("VV", "live 2"),
+            ("VD", "deleted"),
+            ("VVD", "deleted"),
+            ("VDR", "live 1"),
+            ("VR", "live 1"),
+            ("VDRD", "deleted"),
+            ("VDRDR", "live 1"),
+            ("VDRV", "live 4"),
+            ("VDV", "live 3"),
+            ("VDP", "purging"),
+            ("VP", "purging"),
+            ("DP", "purging"),
+            ("P", "purging"),
+            // What stands behind a purge is not of it.
+            ("VDPV", "live 4"),
+            // There is nothing to recover.
+            ("D", "absent"),
+            ("R", "absent"),
+            ("DR", "absent"),
+            ("DD", "absent"),
+            // What cannot be trusted may have been a value; what it hides is not handed out.
+            ("?", "broken 1"),
+            ("V?", "broken 2"),
+            ("?V", "live 2"),
+            ("?D", "deleted"),
+            ("?P", "purging"),
+            ("?DR", "broken 1"),
+            ("V?R", "broken 2"),
+            ("V?D", "deleted"),
+        ] {
+            assert_eq!(state(letters), expected, "{letters}");
+        }
+    }
+
+    /// Whatever stands in a history, it has a state, and a further entry does to it what it says.
+    #[test]
+    fn every_sequence_of_kinds_amounts_to_what_its_newest_entry_says() {
+        let mut all = vec![String::new()];
+        for _ in 0..5 {
+            let longer: Vec<String> = all
+                .iter()
+                .flat_map(|letters| "VDPR?".chars().map(move |next| format!("{letters}{next}")))
+                .collect();
+            all.extend(longer);
+            all.sort();
+            all.dedup();
+        }
+        assert_eq!(all.len(), 1 + 5 + 25 + 125 + 625 + 3125);
+        for letters in all {
+            let valued = letters.contains(['V', '?']);
+            let next = letters.len() + 1;
+            assert_eq!(state(&format!("{letters}V")), format!("live {next}"));
+            assert_eq!(state(&format!("{letters}?")), format!("broken {next}"));
+            assert_eq!(state(&format!("{letters}P")), "purging");
+            let deleted = if valued { "deleted" } else { "absent" };
+            assert_eq!(state(&format!("{letters}D")), deleted, "{letters}");
+            let recovered = state(&format!("{letters}R"));
+            let last = letters
+                .rfind(['V', '?'])
+                .map(|at| (at + 1, &letters[at..=at]));
+            let expected = last.map_or("absent".to_owned(), |(number, letter)| {
+                let word = if letter == "V" { "live" } else { "broken" };
+                format!("{word} {number}")
+            });
+            assert_eq!(recovered, expected, "{letters}");
+            assert_eq!(history(&letters).next_sequence() as usize, next);
+        }
+    }
+
+    #[test]
+    fn a_deletion_without_an_end_is_never_purged_by_time() {
+        let mut whole = history("V");
+        let endless = Attributes {
+            purge_at: None,
+            ..attributes(Kind::Deleted)
+        };
+        whole.0.insert(2, Entry::Authentic(Arc::new(endless)));
+        let State::Deleted { purge_at, .. } = whole.state() else {
+            panic!("{:?}", whole.state());
+        };
+        assert_eq!(purge_at, Timestamp::MAX);
+    }
+
+    #[test]
+    fn the_value_before_is_handed_out_while_it_is_enabled_and_was_not_revoked() {
+        for (letters, previous) in [
+            ("", None),
+            ("V", None),
+            ("VV", Some(1)),
+            ("vV", None),
+            ("VvV", None),
+            ("VM", Some(1)),
+            ("VX", None),
+            ("VN", None),
+            ("VXM", Some(2)),
+            ("VVD", None),
+            ("VVDR", Some(1)),
+            ("V?V", Some(1)),
+            ("VDRV", Some(1)),
+            ("VV?", None),
+        ] {
+            let history = history(letters);
+            let found = history.previous().map(|(sequence, _)| sequence);
+            assert_eq!(found, previous, "{letters}");
+        }
+    }
+
+    #[test]
+    fn numbers_go_on_behind_gaps_and_the_newest_entry_says_whose_the_secret_is() {
+        let mut gap = history("VVM");
+        gap.0.remove(&1);
+        gap.0.remove(&2);
+        assert_eq!(gap.next_sequence(), 4);
+        assert_eq!(History::default().next_sequence(), 1);
+        for (letters, managed) in [
+            ("", false),
+            ("M", true),
+            ("MV", false),
+            ("MD", false),
+            ("M?", false),
+        ] {
+            assert_eq!(history(letters).is_managed(), managed, "{letters}");
+        }
+        assert_eq!(history("?").name(), None);
+        assert_eq!(history("V?").name().unwrap().as_str(), "Db-Password");
+        let values: Vec<u32> = history("VD?vR")
+            .values()
+            .map(|(sequence, _)| sequence)
+            .collect();
+        assert_eq!(values, [1, 4]);
+    }
+}

@@ -22,6 +22,10 @@ use crate::domain::{
 /// A recorded time this far ahead of the clock means that the clock was wrong when it was recorded.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(2);
 
+/// How long an entry stands at least before it is pruned. Its number is free once it is gone, and a
+/// write that was decided on before the entry was made, and arrives only now, must find it taken.
+pub const LINGER: SignedDuration = SignedDuration::from_secs(20);
+
 /// Where the values of a declared secret come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -236,7 +240,7 @@ impl Planner<'_> {
         match self.history.state() {
             State::Absent => self.first(declared),
             State::Deleted { purge_at, .. } => {
-                self.mark(Kind::Recovered, Some(&declared.name), true);
+                self.mark(Kind::Recovered, Some(declared));
                 Standing::Deleted(purge_at)
             }
             State::Purging => self.purge(),
@@ -293,10 +297,18 @@ impl Planner<'_> {
         let Some(managed) = managed.filter(|_| self.history.is_managed()) else {
             return self.adopt(declared, sequence, current);
         };
-        if current.created > add(now, CLOCK_TOLERANCE) {
-            let mut attributes = current.clone();
-            attributes.created = now;
-            self.amend(sequence, attributes);
+        let horizon = add(now, CLOCK_TOLERANCE);
+        let ahead: Vec<(u32, Attributes)> = self
+            .history
+            .values()
+            .filter(|(_, value)| value.created > horizon)
+            .map(|(number, value)| (number, value.clone()))
+            .collect();
+        if !ahead.is_empty() {
+            for (number, mut attributes) in ahead {
+                attributes.created = now;
+                self.amend(number, attributes);
+            }
             return self.standing(declared, sequence, current, &managed, reached);
         }
         let due = match declared.source {
@@ -345,9 +357,17 @@ impl Planner<'_> {
     /// A secret that was there before the manifest declared it: a value that Claviger makes is kept
     /// until it is due, a value that follows a source gives way to it.
     fn adopt(&mut self, declared: &Declared, sequence: u32, current: &Attributes) -> Standing {
-        let marks = declared.triggers.baseline(self.setting.now);
+        // What was asked for since the last value that was looked after, or since this one was set,
+        // is still to be done.
+        let before = self
+            .history
+            .values()
+            .rev()
+            .find_map(|(_, attributes)| Some(attributes.managed.as_ref()?.marks.clone()));
+        let marks = before.unwrap_or_else(|| declared.triggers.baseline(current.created));
         if let Source::Followed(digest) = declared.source {
             if digest.is_some() {
+                let marks = declared.triggers.handled(&marks, self.setting.now);
                 self.create(declared, marks, false);
             }
             return if digest.is_some() {
@@ -447,6 +467,7 @@ impl Planner<'_> {
     }
 
     /// What `keep` does not ask for goes, oldest first; so do marks that decide nothing any more.
+    /// Nothing goes before it has lingered.
     fn prune(&mut self, current: u32, keep: Keep) {
         let now = self.setting.now;
         let newest = self.history.0.last_key_value().map(|(&number, _)| number);
@@ -483,8 +504,22 @@ impl Planner<'_> {
             }
         }
         gone.sort_unstable();
-        self.actions
-            .extend(gone.into_iter().map(|sequence| Action::Remove { sequence }));
+        for sequence in gone {
+            let until = self.lingers(sequence);
+            if until.is_some_and(|until| until > now) {
+                self.wake(until);
+            } else {
+                self.actions.push(Action::Remove { sequence });
+            }
+        }
+    }
+
+    /// Until when an entry lingers at least, if it is known when it was made.
+    fn lingers(&self, sequence: u32) -> Option<Timestamp> {
+        let mut on = self.history.0.range(sequence..);
+        let made = on.find_map(|(_, entry)| Some(entry.attributes()?.created))?;
+        let ahead = made > add(self.setting.now, CLOCK_TOLERANCE);
+        (!ahead).then(|| add(made, LINGER))
     }
 
     fn undeclared(&mut self, asked: Asked) -> Standing {
@@ -501,7 +536,7 @@ impl Planner<'_> {
                 let (version, minted) = (current.id, current.created);
                 let generation = self.generation();
                 if self.history.is_managed() {
-                    self.mark(Kind::Deleted, None, false);
+                    self.mark(Kind::Deleted, None);
                 }
                 Standing::Live(Live {
                     version,
@@ -514,14 +549,24 @@ impl Planner<'_> {
                     deferred: false,
                 })
             }
+            State::Deleted { since, purge_at } if since > add(now, CLOCK_TOLERANCE) => {
+                // Nothing could be asked for later than that. The promised end stays.
+                let newest = self.history.0.last_key_value();
+                if let Some((&sequence, Entry::Authentic(marker))) = newest {
+                    let mut attributes = Attributes::clone(marker);
+                    attributes.created = now;
+                    self.amend(sequence, attributes);
+                }
+                Standing::Deleted(purge_at)
+            }
             State::Deleted { since, purge_at } => {
                 let due = |at: Option<Timestamp>| at.filter(|at| *at > since);
                 let recover = due(asked.recover);
                 let purge = due(asked.purge).filter(|_| !self.setting.purge_protection);
                 if recover.is_some_and(|at| at <= now) {
-                    self.mark(Kind::Recovered, None, false);
+                    self.mark(Kind::Recovered, None);
                 } else if purge.is_some_and(|at| at <= now) || purge_at <= now {
-                    self.mark(Kind::Purging, None, false);
+                    self.mark(Kind::Purging, None);
                 } else {
                     self.wake(recover);
                     self.wake(purge);
@@ -593,19 +638,20 @@ impl Planner<'_> {
         })
     }
 
-    fn mark(&mut self, kind: Kind, name: Option<&SecretName>, declared: bool) {
+    fn mark(&mut self, kind: Kind, declared: Option<&Declared>) {
         let now = self.setting.now;
+        let name = declared.map(|declared| &declared.name);
         let Some(name) = self.history.name().or(name).cloned() else {
             return;
         };
-        let managed = declared.then(|| {
+        let managed = declared.map(|declared| {
             self.history
                 .values()
                 .next_back()
                 .and_then(|(_, attributes)| attributes.managed.clone())
                 .unwrap_or(Managed {
                     generation: 0,
-                    marks: Marks::default(),
+                    marks: declared.triggers.baseline(now),
                     overlap: 0,
                     revoked: false,
                     source: None,
@@ -693,3 +739,6 @@ fn shaped(current: &Attributes, declared: &Declared) -> Attributes {
         ..current.clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,9 @@ use crate::domain::{
 /// The version of the document's format.
 pub const FORMAT: u8 = 1;
 
+/// A recorded time this far ahead of the clock means that the clock was wrong when it was recorded.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(2);
+
 /// A version of the ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,9 +179,13 @@ pub fn turning(document: &RingDocument, wish: &Wish, root: &str, now: Timestamp)
     let turn = wish
         .triggers
         .turn(&document.marks, due(document, wish), now);
+    // It would not be due for as long as the clock was ahead, which may be years.
+    let ahead = wish.interval.is_some()
+        && newest.is_some_and(|newest| newest.created > add(now, CLOCK_TOLERANCE));
     Turning {
         add: newest.is_none_or(|newest| shred.contains(&newest.version))
             || other_root
+            || ahead
             || turn != Turn::Wait,
         rewrap: document.index_key.root != root
             || document
@@ -293,6 +300,11 @@ mod tests {
         handled.marks = turned.marks;
         assert!(!turning(&handled, &by_generation, "r", at(3000)).add);
 
+        // The newest was made while the clock was ahead.
+        assert!(!turning(&document, &by_interval, "r", at(1900)).add);
+        assert!(turning(&document, &by_interval, "r", at(1879)).add);
+        assert!(!turning(&document, &Wish::default(), "r", at(1)).add);
+
         let by_root = turning(&document, &Wish::default(), "other", at(3000));
         assert!(by_root.add && by_root.rewrap);
     }
@@ -322,6 +334,75 @@ mod tests {
         gone.versions.clear();
         gone.vault_shredded = true;
         assert!(!turning(&gone, &Wish::default(), "other", at(3000)).is_needed(&gone));
+    }
+
+    #[test]
+    fn a_moment_that_is_still_to_come_waits_and_one_that_was_acted_on_does_not_come_back() {
+        let mut document = document(&[1]);
+        let mut wish = Wish::default();
+        wish.triggers.rotate_at = Some(at(5000));
+        let waiting = turning(&document, &wish, "r", at(4999));
+        assert!(!waiting.is_needed(&document), "{waiting:?}");
+        let turned = turning(&document, &wish, "r", at(5000));
+        assert!(turned.add);
+        document.marks = turned.marks;
+        assert!(!turning(&document, &wish, "r", at(9000)).is_needed(&document));
+        wish.triggers.rotate_at = Some(at(4000));
+        assert!(!turning(&document, &wish, "r", at(9000)).is_needed(&document));
+    }
+
+    #[test]
+    fn marks_alone_are_worth_a_write_so_that_a_reverted_commit_does_nothing() {
+        let mut document = document(&[1]);
+        document.marks.generation = 3;
+        let mut wish = Wish::default();
+        wish.triggers.generation = 2;
+        assert!(!turning(&document, &wish, "r", at(9000)).is_needed(&document));
+        wish.triggers.revoke_generation = 1;
+        let turned = turning(&document, &wish, "r", at(9000));
+        assert!(turned.is_needed(&document));
+        assert_eq!(turned.marks.generation, 3);
+    }
+
+    #[test]
+    fn a_root_key_that_some_versions_are_not_under_is_put_over_all_of_them_at_once() {
+        let mut document = document(&[1, 2]);
+        document.versions[0].key = wrapped("earlier");
+        let turned = turning(&document, &Wish::default(), "r", at(9000));
+        assert!(turned.rewrap && !turned.add);
+        document.versions[0].key = wrapped("r");
+        document.index_key = wrapped("earlier");
+        let turned = turning(&document, &Wish::default(), "r", at(9000));
+        assert!(turned.rewrap && !turned.add);
+    }
+
+    #[test]
+    fn a_ring_whose_versions_are_all_shredded_gets_a_new_one() {
+        let document = document(&[1, 2]);
+        let wish = Wish {
+            shred: BTreeSet::from([1, 2]),
+            ..Wish::default()
+        };
+        let turned = turning(&document, &wish, "r", at(3000));
+        assert!(turned.add);
+        assert_eq!(turned.shred, BTreeSet::from([1, 2]));
+        assert_eq!(due(&self::document(&[]), &wish), None);
+        assert!(turning(&self::document(&[]), &wish, "r", at(3000)).add);
+    }
+
+    #[test]
+    fn the_newest_version_is_never_idle_and_one_without_an_end_counts_from_its_beginning() {
+        let mut document = document(&[1, 2]);
+        document.versions[0].retired = None;
+        let none = BTreeMap::new();
+        let (ripe, next) = idle(&document, &none, HOUR, at(1000));
+        assert_eq!((ripe, next), (vec![], Some(at(1000 + 3600))));
+        let (ripe, next) = idle(&document, &none, HOUR, at(1_000_000));
+        assert_eq!((ripe, next), (vec![1], None));
+        assert_eq!(
+            idle(&self::document(&[]), &none, HOUR, at(0)),
+            (vec![], None)
+        );
     }
 
     #[test]

@@ -8,14 +8,31 @@ use serde::{Deserialize, Serialize};
 use snafu::{ResultExt, Snafu};
 
 use crate::domain::vault::{
-    envelope::ValueDigest, name::SecretName, plan::Reached, template::Version,
+    envelope::ValueDigest,
+    name::{SecretName, VersionId},
+    plan::Reached,
+    template::Version,
 };
 
 /// Hexadecimal digits of a content hash in the name of an immutable Secret.
 const HASH_DIGITS: usize = 10;
 
-/// The number of an input that does not exist.
-pub const ABSENT: u32 = 0;
+/// An entry of a history that a value was made from. The id is there because numbers begin anew after
+/// a purge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Its number; 0 when there was none.
+    pub number: u32,
+    /// The id of that version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<VersionId>,
+}
+
+/// An input that does not exist.
+pub const ABSENT: Made = Made {
+    number: 0,
+    id: None,
+};
 
 /// One entry of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +41,8 @@ pub struct Placed {
     pub digest: ValueDigest,
     /// How it is made, by its keyed digest.
     pub recipe: ValueDigest,
-    /// What it was made from: the numbers of the entries, by [`input_name`].
-    pub inputs: BTreeMap<String, u32>,
+    /// What it was made from, by [`input_name`].
+    pub inputs: BTreeMap<String, Made>,
     /// Since when it is made from these.
     pub at: Timestamp,
     /// When the value last changed under workloads that had an earlier one.
@@ -82,20 +99,17 @@ impl Placed {
         &self,
         recipe: ValueDigest,
         live: Option<ValueDigest>,
-        number: impl Fn(&str) -> u32,
+        now: impl Fn(&str) -> Made,
     ) -> bool {
         self.recipe == recipe
             && live == Some(self.digest)
-            && self
-                .inputs
-                .iter()
-                .all(|(input, made)| number(input) == *made)
+            && self.inputs.iter().all(|(input, made)| now(input) == *made)
     }
 
     /// How far a value of a secret has got here.
     pub fn reached(&self, secret: &SecretName, sequence: u32) -> Option<Reached> {
         let made = *self.inputs.get(&input_name(secret, Version::Current))?;
-        Some(if made >= sequence {
+        Some(if made.number >= sequence {
             Reached::Since(self.at)
         } else {
             Reached::NotYet
@@ -136,4 +150,157 @@ pub fn is_content_hash(text: &str) -> bool {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::domain::vault::{envelope::IndexKey, name::VaultId};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn digest(text: &str) -> ValueDigest {
+        let key = IndexKey::new(Zeroizing::new([1; 32]), &VaultId([2; 16]));
+        key.digest("test", text.as_bytes())
+    }
+
+    fn secret() -> SecretName {
+        SecretName::parse("Db-Password").unwrap()
+    }
+
+    fn made(number: u32) -> Made {
+        Made {
+            number,
+            id: Some(VersionId([3; 16])),
+        }
+    }
+
+    fn placed() -> Placed {
+        Placed {
+            digest: digest("value"),
+            recipe: digest("recipe"),
+            inputs: BTreeMap::from([
+                ("db-password".to_owned(), made(3)),
+                ("user".to_owned(), ABSENT),
+            ]),
+            at: at(100),
+            changed: None,
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_and_is_always_written_alike() {
+        let mut record = Record {
+            vault: "payments".to_owned(),
+            target: "payments-env".to_owned(),
+            merge: false,
+            labels: Vec::new(),
+            annotations: Vec::new(),
+            entries: BTreeMap::from([("DB_PASSWORD".to_owned(), placed())]),
+        };
+        let text = record.render();
+        assert!(!text.contains("merge") && !text.contains("changed"));
+        assert_eq!(Record::parse(&text).unwrap(), record);
+        record.merge = true;
+        record.labels = vec!["team".to_owned()];
+        record.annotations = vec!["note".to_owned()];
+        record.entries.get_mut("DB_PASSWORD").unwrap().changed = Some(at(7));
+        let again = Record::parse(&record.render()).unwrap();
+        assert_eq!((again.render(), again), (record.render(), record));
+        for damaged in ["", "{}", &text.replace("inputs", "input")] {
+            assert!(Record::parse(damaged).is_err());
+        }
+    }
+
+    #[test]
+    fn what_stands_there_is_current_until_recipe_value_or_any_input_is_another() {
+        let numbers = |name: &str| {
+            if name == "db-password" {
+                made(3)
+            } else {
+                ABSENT
+            }
+        };
+        let (recipe, live) = (digest("recipe"), Some(digest("value")));
+        assert!(placed().is_current(recipe, live, numbers));
+        assert!(!placed().is_current(digest("another"), live, numbers));
+        assert!(!placed().is_current(recipe, Some(digest("another")), numbers));
+        assert!(!placed().is_current(recipe, None, numbers));
+        for number in [
+            ABSENT,
+            made(2),
+            made(4),
+            Made {
+                id: Some(VersionId([9; 16])),
+                ..made(3)
+            },
+        ] {
+            let other = |name: &str| {
+                if name == "db-password" {
+                    number
+                } else {
+                    ABSENT
+                }
+            };
+            assert!(!placed().is_current(recipe, live, other));
+        }
+        // An input that was not there has appeared.
+        assert!(!placed().is_current(recipe, live, |_| made(3)));
+    }
+
+    #[test]
+    fn a_value_has_reached_who_has_it_or_a_later_one() {
+        let reached = |sequence| placed().reached(&secret(), sequence);
+        assert_eq!(reached(2), Some(Reached::Since(at(100))));
+        assert_eq!(reached(3), Some(Reached::Since(at(100))));
+        assert_eq!(reached(4), Some(Reached::NotYet));
+        // Whoever reads the version before, or another secret, says nothing of it.
+        let mut other = placed();
+        other.inputs = BTreeMap::from([("db-password@previous".to_owned(), made(9))]);
+        assert_eq!(other.reached(&secret(), 1), None);
+        assert_eq!(
+            input_name(&secret(), Version::Previous),
+            "db-password@previous"
+        );
+        assert_eq!(input_name(&secret(), Version::Current), "db-password");
+    }
+
+    #[test]
+    fn what_has_not_reached_one_has_not_reached_all() {
+        let (early, late) = (Reached::Since(at(1)), Reached::Since(at(2)));
+        for (one, other, all) in [
+            (early, late, late),
+            (late, early, late),
+            (early, Reached::NotYet, Reached::NotYet),
+            (Reached::NotYet, late, Reached::NotYet),
+            (Reached::NotYet, Reached::NotYet, Reached::NotYet),
+        ] {
+            assert_eq!(both(one, other), all);
+        }
+    }
+
+    #[test]
+    fn a_content_hash_is_ten_lower_case_digits_and_nothing_else_is_taken_for_one() {
+        let hash = content_hash(digest("content"));
+        assert_eq!(hash.len(), HASH_DIGITS);
+        assert!(is_content_hash(&hash));
+        assert_eq!(hash, content_hash(digest("content")));
+        assert_ne!(hash, content_hash(digest("other")));
+        for text in [
+            "",
+            "012345678",
+            "0123456789a",
+            "01234 6789",
+            "0123456789A",
+            "012345678G",
+            "abcdefabcg",
+            "ABCDEFABCD",
+        ] {
+            assert!(!is_content_hash(text), "{text}");
+        }
+    }
 }
