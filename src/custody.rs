@@ -82,6 +82,11 @@ impl Custody {
         })
     }
 
+    /// To whom the root key and the keys of every ring are sealed, too.
+    pub fn recipients(&self) -> &Recipients {
+        &self.recipients
+    }
+
     /// Keeps the root keys at hand until `stop`.
     pub async fn keep(self, context: Arc<Context>, stop: CancellationToken) {
         while let Some((keys, material)) = self.obtain(&context, &stop).await {
@@ -153,7 +158,8 @@ impl Custody {
         }
     }
 
-    /// The root keys; one is made only if there is nothing that another one wrapped.
+    /// The root keys; one is made only if there is nothing that another one wrapped, and not before
+    /// there is a vault: a cluster that is being put back gets its root key back, too.
     async fn obtain(
         &self,
         context: &Context,
@@ -161,7 +167,13 @@ impl Custody {
     ) -> Option<(RootKeys, Option<Material>)> {
         loop {
             match self.once(context).await {
-                Ok(keys) => return Some(keys),
+                Ok(Some(keys)) => return Some(keys),
+                Ok(None) => {
+                    tokio::select! {
+                        () = context.roots.missed() => continue,
+                        () = stop.cancelled() => return None,
+                    }
+                }
                 Err(why) => {
                     if context.roots.set(Err(why.clone())) {
                         tracing::error!(error = why, "waiting for the root key");
@@ -171,12 +183,16 @@ impl Custody {
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
+                () = context.roots.missed() => {}
                 () = stop.cancelled() => return None,
             }
         }
     }
 
-    async fn once(&self, context: &Context) -> Result<(RootKeys, Option<Material>), String> {
+    async fn once(
+        &self,
+        context: &Context,
+    ) -> Result<Option<(RootKeys, Option<Material>)>, String> {
         let (client, namespace) = (&context.client, &self.namespace);
         match (self.provider, &self.kms) {
             (Provider::Kms, Some(kms)) => {
@@ -184,9 +200,14 @@ impl Custody {
                     .await
                     .map_err(|error| error.to_string())?;
                 let key = material.as_ref().map(Material::root_key);
-                Ok((RootKeys::kms(Arc::clone(kms), key), material))
+                Ok(Some((RootKeys::kms(Arc::clone(kms), key), material)))
             }
             (_, kms) => {
+                let idle = context.vaults.lock().vaults().next().is_none();
+                let stored = root_key::read(client, namespace).await;
+                if idle && matches!(stored, Ok(None)) {
+                    return Ok(None);
+                }
                 let absent = if wrapped_by_a_secret(context) {
                     Absent::Refuse
                 } else {
@@ -197,7 +218,7 @@ impl Custody {
                         .await
                         .map_err(|error| error.to_string())?;
                 let keys = RootKeys::secret(material.root_key(), kms.clone());
-                Ok((keys, Some(material)))
+                Ok(Some((keys, Some(material))))
             }
         }
     }

@@ -51,13 +51,16 @@ pub enum Error {
     },
     /// Neither provider is the one that is needed.
     #[snafu(display(
-        "the vault's keys were wrapped by {}, which is not at hand: {}",
+        "the vault's keys were wrapped by {}, which is not at hand{}: {}",
         shown(root),
+        there.as_ref().map(|there| format!(" ({} is)", shown(there))).unwrap_or_default(),
         remedy(root)
     ))]
     NotAtHand {
         /// The id of the root key.
         root: String,
+        /// The id of the one that is there.
+        there: Option<String>,
     },
     /// What was unwrapped is not what was wrapped.
     #[snafu(display(
@@ -265,7 +268,8 @@ impl RootKeys {
                 _ => {}
             }
         }
-        NotAtHandSnafu { root }.fail()
+        let there = self.primary_id();
+        NotAtHandSnafu { root, there }.fail()
     }
 
     /// Takes note of the KMS's key. What it encrypts with counts as much as what it says: a status

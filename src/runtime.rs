@@ -31,6 +31,7 @@ use crate::{
     k8s::{event::Events, object::Objects, seal_key, vault::Vaults},
     leader::Candidate,
     metrics::{Census, Metrics, VaultCensus},
+    recovery::Recipients,
 };
 
 /// How long a stop waits for looks under way.
@@ -121,7 +122,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
         metrics: Arc::clone(&metrics),
         seal_key,
         status_writes: Semaphore::new(args.workers.into()),
-        settings: settings(&args),
+        settings: settings(&args, custody.recipients()),
         client: client.clone(),
     });
     let progress = objects::start(&context);
@@ -215,7 +216,7 @@ async fn obtain_seal_key(
     }
 }
 
-fn settings(args: &ControllerArgs) -> Settings {
+fn settings(args: &ControllerArgs, recipients: &Recipients) -> Settings {
     Settings {
         system_namespace: args.system_namespace.clone(),
         namespaces: args
@@ -227,6 +228,7 @@ fn settings(args: &ControllerArgs) -> Settings {
         host_reload: args.host_reload_delay,
         restart_delay: args.restart_delay,
         ring_grace: args.ring_grace,
+        recipients: recipients.clone(),
         workers: args.workers.into(),
     }
 }
@@ -299,7 +301,7 @@ fn census(context: &Context) -> Census {
 fn vault_census(context: &Context) -> VaultCensus {
     let vaults = context.vaults.lock();
     let mut census = VaultCensus {
-        root_key: context.roots.are_there(),
+        root_key: context.roots.are_there() || vaults.vaults().next().is_none(),
         backup_verified: context.roots.backup_verified(),
         ..VaultCensus::default()
     };

@@ -13,11 +13,14 @@ use std::{
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use kube::Client;
-use snafu::{ResultExt, Snafu, ensure};
+use snafu::{OptionExt, ResultExt, Snafu, ensure};
 use zeroize::Zeroizing;
 
 use super::plugin::print;
-use crate::recovery::{self, Finding, Noted, Recipients, Verdict};
+use crate::{
+    k8s::root_key::Absent,
+    recovery::{self, Finding, Noted, Recipients, Verdict},
+};
 
 /// What to do with the root key.
 #[derive(Args, Clone, Debug)]
@@ -54,13 +57,23 @@ pub enum Command {
         output: PathBuf,
     },
     /// Put the root key of a backup back into the cluster. Never replaces one.
+    ///
+    /// With --vault: wrap the key ring of that vault with the root key in the cluster, from what the
+    /// controller has sealed to the recipients in the ring's own Secret. That is for when the root
+    /// key or the KMS that wraps the ring is lost for good.
     Restore {
         /// File with the age identity that opens the backup; standard input when -.
         #[arg(long, value_name = "FILE")]
         identity: PathBuf,
         /// The backup, an age file; standard input when -.
-        #[arg(long, value_name = "FILE")]
-        input: PathBuf,
+        #[arg(long, value_name = "FILE", required_unless_present = "vault")]
+        input: Option<PathBuf>,
+        /// The vault whose key ring is to be wrapped anew.
+        #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "input")]
+        vault: Option<String>,
+        /// Make a root key if there is none: the lost one cannot be restored after that.
+        #[arg(long, requires = "vault", conflicts_with = "input")]
+        new_root_key: bool,
     },
     /// Prove that a backup opens every vault of the cluster.
     ///
@@ -108,7 +121,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file could not be read.
-    #[snafu(display("cannot read {}: {source}", path.display()))]
+    #[snafu(display("cannot read {}: {source}", shown(path)))]
     Read {
         /// The file.
         path: PathBuf,
@@ -127,6 +140,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A vault is not given as it has to be.
+    #[snafu(display("--vault takes a namespace and a name, as in shop/payments"))]
+    Vault,
     /// Identity and backup are to come from standard input.
     #[snafu(display(
         "only one of --identity and --input can be standard input: give a file for the other"
@@ -157,8 +173,32 @@ pub async fn run(
         Command::Backup { recipients, output } => {
             back_up(&client, system, recipients, output, out).await
         }
-        Command::Restore { identity, input } => {
-            restore(&client, system, identity, input, out).await
+        Command::Restore {
+            identity,
+            input: Some(input),
+            ..
+        } => restore(&client, system, identity, input, out).await,
+        Command::Restore {
+            identity,
+            vault,
+            new_root_key,
+            ..
+        } => {
+            let absent = if *new_root_key {
+                Absent::Mint
+            } else {
+                Absent::Refuse
+            };
+            let vault = vault.as_deref().and_then(|vault| vault.split_once('/'));
+            restore_vault(
+                &client,
+                system,
+                identity,
+                vault.context(VaultSnafu)?,
+                absent,
+                out,
+            )
+            .await
         }
         Command::Verify {
             identity,
@@ -220,6 +260,27 @@ async fn restore(
         recovery::Created::Now => "is back in the cluster",
     };
     writeln!(out, "root key {} {done}", key.id()).context(PrintSnafu)
+}
+
+async fn restore_vault(
+    client: &Client,
+    system: &str,
+    identity: &Path,
+    vault: (&str, &str),
+    absent: Absent,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let restored = recovery::restore_ring(client, system, vault, &read_text(identity)?, absent)
+        .await
+        .context(RecoverySnafu)?;
+    let versions: Vec<String> = restored.versions.iter().map(u32::to_string).collect();
+    let ((namespace, name), root_key) = (vault, restored.root_key);
+    writeln!(
+        out,
+        "the key ring of vault {namespace}/{name} (version {}) is wrapped by root key {root_key}",
+        versions.join(", ")
+    )
+    .context(PrintSnafu)
 }
 
 struct Verification<'a> {
@@ -321,6 +382,17 @@ fn show(findings: &[Finding], out: &mut impl Write) -> io::Result<()> {
         ]);
     }
     print(&rows, &remarks, out)
+}
+
+/// A path in words; not if it is an identity that was given in place of the file that holds it.
+fn shown(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.to_ascii_lowercase().contains("age-secret-key-") {
+        "an identity (give the file that holds it, and make a new one, for this one was shown)"
+            .to_owned()
+    } else {
+        text
+    }
 }
 
 fn is_standard(path: &Path) -> bool {

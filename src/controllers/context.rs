@@ -16,6 +16,7 @@ use crate::{
     domain::seal::SealKey,
     k8s::{event::Events, object::Objects, vault::Vaults},
     metrics::Metrics,
+    recovery::Recipients,
 };
 
 /// How the controllers behave, from the command line.
@@ -31,6 +32,8 @@ pub struct Settings {
     pub restart_delay: SignedDuration,
     /// How long writers may take to notice that a key ring has turned.
     pub ring_grace: SignedDuration,
+    /// To whom the keys of every ring are sealed, too.
+    pub recipients: Recipients,
     /// How many items are looked at at once.
     pub workers: usize,
 }

@@ -30,6 +30,7 @@ const PAYLOAD: &str = "payload";
 const RING: &str = "ring";
 const MAC: &str = "mac";
 const RECOVERY: &str = "recovery.age";
+const RECOVERY_MARK: &str = "recovery.for";
 /// Entries that a list brings at a time.
 const PAGE: u32 = 500;
 
@@ -86,7 +87,16 @@ pub struct Ring {
     /// Its MAC.
     pub mac: Vec<u8>,
     /// The keys as sealed to the recovery recipients.
-    pub recovery: Option<String>,
+    pub recovery: Option<Recovery>,
+}
+
+/// The keys of a ring as sealed to the recovery recipients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The age file.
+    pub file: String,
+    /// Which recipients and which keys it was made for, and that it is the file that was.
+    pub mark: String,
 }
 
 impl Ring {
@@ -94,10 +104,15 @@ impl Ring {
     pub fn read(secret: Secret) -> Self {
         let mut data = secret.data.unwrap_or_default();
         let mut take = |key| data.remove(key).map(|ByteString(bytes)| bytes);
+        let text = |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+        let (file, mark) = (text(take(RECOVERY)), text(take(RECOVERY_MARK)));
         Self {
             document: take(RING).unwrap_or_default(),
             mac: take(MAC).unwrap_or_default(),
-            recovery: take(RECOVERY).and_then(|bytes| String::from_utf8(bytes).ok()),
+            recovery: file.map(|file| Recovery {
+                file,
+                mark: mark.unwrap_or_default(),
+            }),
             version: secret.metadata.resource_version.unwrap_or_default(),
         }
     }
@@ -368,11 +383,16 @@ impl Vaults {
     }
 }
 
-fn ring_data(ring: &Ring) -> [(&'static str, Option<Vec<u8>>); 3] {
+fn ring_data(ring: &Ring) -> [(&'static str, Option<Vec<u8>>); 4] {
+    let recovery = ring.recovery.as_ref();
     [
         (RING, Some(ring.document.clone())),
         (MAC, Some(ring.mac.clone())),
-        (RECOVERY, ring.recovery.clone().map(String::into_bytes)),
+        (RECOVERY, recovery.map(|one| one.file.clone().into_bytes())),
+        (
+            RECOVERY_MARK,
+            recovery.map(|one| one.mark.clone().into_bytes()),
+        ),
     ]
 }
 

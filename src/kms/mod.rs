@@ -73,7 +73,7 @@ pub const MAX_ANNOTATIONS: usize = 32 * 1024;
 pub enum Error {
     /// The path cannot be that of a socket.
     #[snafu(display(
-        "{} cannot be the socket of a KMS plugin: give an absolute path, as in /run/kms/plugin.sock", path.display()
+        "what is given for the socket of the KMS plugin cannot be one: give an absolute path, as in /run/kms/plugin.sock"
     ))]
     Address {
         /// What was given.

@@ -8,6 +8,9 @@
 //!   `--recovery-recipient` ([`keep_backup`]), and writes it anew when they change.
 //! - `claviger root-key backup` writes such a file by hand ([`back_up`]).
 //! - `claviger root-key restore` makes the Secret from such a file ([`restore`]); it never replaces one.
+//! - Beside that, the controller keeps in every key ring's Secret the keys of that ring, sealed to the
+//!   same recipients ([`seal_ring`]); `claviger root-key restore --vault` wraps a ring anew from there
+//!   ([`restore_ring`]), for when the root key or the KMS is lost for good.
 //! - `claviger root-key verify` proves, before it is needed, that a backup opens what is in the
 //!   cluster ([`verify`]).
 //!
@@ -20,6 +23,7 @@
 //! Recipients are X25519 (`age1…`) only: what opens the backup must open it in ten years, on a machine
 //! that has an age program and nothing else.
 
+mod ring;
 mod verify;
 
 use std::{
@@ -44,15 +48,27 @@ use zeroize::Zeroizing;
 use crate::k8s::{
     root_key::{self, Material},
     root_key_backup::{self, Backup, Stored},
+    vault::ring_name,
 };
 
 pub use crate::k8s::root_key::Created;
+pub use ring::{Restored, RingFile, RingKeys, open_ring, restore_ring, seal_ring};
 pub use verify::{Finding, Verdict, verify};
 
 /// The root key cannot be backed up, restored or verified.
 #[derive(Debug, Snafu)]
 #[snafu(visibility(pub(crate)))]
 pub enum Error {
+    /// There is nothing to restore.
+    #[snafu(display(
+        "the key ring of vault {namespace}/{vault} opens with the root key of the cluster: nothing was written"
+    ))]
+    AlreadyOpens {
+        /// The vault's namespace.
+        namespace: String,
+        /// The vault.
+        vault: String,
+    },
     /// Another root key is in the cluster.
     #[snafu(display(
         "Secret {namespace}/{} holds another root key, {found}; the backup is of {wanted}. It is not replaced, for whatever it wrapped would be lost: if nothing was wrapped by it, delete that Secret and try again",
@@ -98,6 +114,28 @@ pub enum Error {
         "no recipient is given: make an identity with age-keygen and give its public half, age1…"
     ))]
     NoRecipient,
+    /// A key ring holds nothing for recipients.
+    #[snafu(display(
+        "Secret {namespace}/{} holds no recovery.age: the controller writes it for those whom --recovery-recipient names",
+        ring_name(vault)
+    ))]
+    NoRecovery {
+        /// The vault's namespace.
+        namespace: String,
+        /// The vault.
+        vault: String,
+    },
+    /// A vault has no key ring.
+    #[snafu(display(
+        "Secret {namespace}/{} does not exist, or is not of type claviger.dev/key-ring: bring it back from a backup of the cluster first",
+        ring_name(vault)
+    ))]
+    NoRing {
+        /// The vault's namespace.
+        namespace: String,
+        /// The vault.
+        vault: String,
+    },
     /// There is no root key in the cluster.
     #[snafu(display(
         "Secret {namespace}/{} does not exist: there is no root key to back up",
@@ -106,6 +144,12 @@ pub enum Error {
     NoRootKey {
         /// Claviger's namespace.
         namespace: String,
+    },
+    /// What was sealed does not belong to the key ring.
+    #[snafu(display("what recovery.age holds {fault}; nothing was written"))]
+    NotOfThisRing {
+        /// What is wrong.
+        fault: &'static str,
     },
     /// The file was not sealed for any of the identities.
     #[snafu(display(
@@ -125,6 +169,20 @@ pub enum Error {
         /// What is wrong.
         fault: &'static str,
     },
+    /// A key ring could not be read.
+    #[snafu(display(
+        "cannot read Secret {namespace}/{}: {}",
+        ring_name(vault),
+        crate::k8s::describe(source)
+    ))]
+    ReadRing {
+        /// The vault's namespace.
+        namespace: String,
+        /// The vault.
+        vault: String,
+        /// Why.
+        source: kube::Error,
+    },
     /// A recipient cannot be used.
     #[snafu(display("recipient {number} {fault}"))]
     Recipient {
@@ -138,6 +196,31 @@ pub enum Error {
     RootKey {
         /// Why.
         source: root_key::Error,
+    },
+    /// The document of a key ring is not what Claviger wrote.
+    #[snafu(display(
+        "Secret {namespace}/{} was changed by somebody else, or is of a newer claviger: bring it back from a backup of the cluster first",
+        ring_name(vault)
+    ))]
+    UnreadableRing {
+        /// The vault's namespace.
+        namespace: String,
+        /// The vault.
+        vault: String,
+    },
+    /// A key ring could not be written.
+    #[snafu(display(
+        "cannot write Secret {namespace}/{}: {}. Only Claviger and those whom the chart's policies.secretKeepers names may",
+        ring_name(vault),
+        crate::k8s::describe(source)
+    ))]
+    WriteRing {
+        /// The vault's namespace.
+        namespace: String,
+        /// The vault.
+        vault: String,
+        /// Why.
+        source: kube::Error,
     },
 }
 

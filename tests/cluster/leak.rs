@@ -17,17 +17,25 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
+use claviger::{api::v1alpha1::SyncState, root_keys::RootKeys};
 use http::Method;
-use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{
+    ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::{
-    Operator, Options, Space,
+    Cluster, Operator, Options, Space,
+    kms::{Plugin, with_kms},
     operator::Launcher,
     proxy::{Proxy, Seen, Verdict, status},
     record::seal_key,
     space::{condition, host_key},
+    vault_keys::{Identity, KEEPER},
+    vaults::{ready, says},
 };
 
 /// What is looked for, in the forms in which it might be found.
@@ -89,7 +97,8 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Without the last group, which depends on what follows.
 fn inner(base64: &str) -> String {
-    base64.chars().take(base64.len() / 4 * 4 - 4).collect()
+    let whole = (base64.len() / 4 * 4).saturating_sub(4);
+    base64.chars().take(whole).collect()
 }
 
 /// Looks everywhere.
@@ -107,6 +116,7 @@ async fn search(
     let cluster = &space.cluster;
     for kind in [
         "functionkeys",
+        "secretvaults",
         "configmaps",
         "events",
         "events.events.k8s.io",
@@ -130,28 +140,32 @@ async fn search(
             found.extend(needles.find(kind, &cluster.kubectl(&get, "").await.unwrap()));
         }
     }
-    let get = [
-        "get",
-        "crd",
-        "functionkeys.claviger.dev",
-        "--output",
-        "json",
-        "--show-managed-fields",
-    ];
-    found.extend(needles.find("the definition", &cluster.kubectl(&get, "").await.unwrap()));
+    for definition in ["functionkeys.claviger.dev", "secretvaults.claviger.dev"] {
+        let get = [
+            "get",
+            "crd",
+            definition,
+            "--output",
+            "json",
+            "--show-managed-fields",
+        ];
+        found.extend(needles.find("the definition", &cluster.kubectl(&get, "").await.unwrap()));
+    }
     // Labels and annotations of Secrets are read by more people than their data, and are in backups.
-    let get = [
-        "get",
-        "secrets",
-        "--namespace",
-        &space.name,
-        "--output",
-        "jsonpath={.items[*].metadata}",
-    ];
-    found.extend(needles.find(
-        "the metadata of Secrets",
-        &cluster.kubectl(&get, "").await.unwrap(),
-    ));
+    for namespace in [&*space.name, "claviger-system"] {
+        let get = [
+            "get",
+            "secrets",
+            "--namespace",
+            namespace,
+            "--output",
+            "jsonpath={.items[*].metadata}",
+        ];
+        found.extend(needles.find(
+            "the metadata of Secrets",
+            &cluster.kubectl(&get, "").await.unwrap(),
+        ));
+    }
     found.extend(needles.find(
         "the audit log",
         &std::fs::read_to_string(&cluster.audit).unwrap(),
@@ -246,6 +260,639 @@ impl Canaries {
         self.made.insert(what.to_owned(), canary.clone());
         canary
     }
+}
+
+/// What a Secret holds that is read by more people than the values are, or stands in backups.
+async fn of_vaults(needles: &Needles, space: &Space) -> Vec<String> {
+    let mut found = Vec::new();
+    let system = kube::Api::<Secret>::namespaced(space.client.clone(), "claviger-system");
+    let all = space.secrets().list(&ListParams::default()).await.unwrap();
+    let backups = system.list(&ListParams::default()).await.unwrap();
+    let mut looked_at = 0;
+    for secret in all.into_iter().chain(backups) {
+        let own = [
+            "claviger.dev/key-ring",
+            "claviger.dev/secret-version",
+            "claviger.dev/root-key-backup",
+        ];
+        if !secret
+            .type_
+            .as_deref()
+            .is_some_and(|type_| own.contains(&type_))
+        {
+            continue;
+        }
+        looked_at += 1;
+        let name = secret.name_any();
+        found.extend(needles.find(&name, &serde_json::to_string(&secret).unwrap()));
+        for ByteString(bytes) in secret.data.into_iter().flatten().map(|(_, bytes)| bytes) {
+            found.extend(needles.find(&name, &String::from_utf8_lossy(&bytes)));
+            found.extend(needles.find(&name, &hex(&bytes)));
+            found.extend(needles.find(&name, &STANDARD.encode(&bytes)));
+        }
+    }
+    assert!(looked_at > 20, "only {looked_at} objects of vaults");
+    found
+}
+
+/// Everything that may be told of a value: of a key pair its public half, of a value nothing.
+fn add_value(needles: &mut Needles, what: &str, value: &[u8]) {
+    let text = String::from_utf8_lossy(value);
+    if !text.contains("-----BEGIN") {
+        return needles.add(what, value);
+    }
+    let mut private = false;
+    for line in text.lines() {
+        if line.starts_with("-----") {
+            private = line.contains("BEGIN") && line.contains("PRIVATE KEY");
+        } else if private && line.len() >= 24 {
+            // The first line of a key names its algorithm and is the same for all.
+            needles.add(what, &line.as_bytes()[line.len().min(40)..]);
+            needles.add(what, line.as_bytes());
+        }
+    }
+}
+
+/// The keys and values of a vault as they are now.
+async fn take_vault(
+    needles: &mut Needles,
+    space: &Space,
+    vault: &str,
+    identity: &Identity,
+    roots: &RootKeys,
+) -> usize {
+    let keys = space.recovery(vault, identity).await;
+    needles.add(&format!("the index key of {vault}"), keys.index.as_slice());
+    for (version, key) in &keys.versions {
+        needles.add(&format!("ring key {version} of {vault}"), key.as_slice());
+    }
+    let opened = space.opened(vault, roots).await;
+    for ((secret, sequence), value) in &opened {
+        add_value(needles, &format!("{vault}/{secret}/{sequence}"), value);
+    }
+    opened.len()
+}
+
+/// Declared secrets of every kind.
+fn declared(follow: &str) -> Vec<Value> {
+    let mut secrets = vec![
+        json!({"name": "web", "generate": {"tls": {"commonName": "web", "dnsNames": ["web.shop.svc"]}}}),
+        json!({"name": "deploy", "generate": {"ssh": {"comment": "deploy"}}}),
+        json!({"name": "followed", "valueFrom": {"secretKeyRef": {"name": follow, "key": "value"}}}),
+        json!({"name": "doomed", "generate": {}}),
+        json!({"name": "unused", "generate": {"length": 64}}),
+    ];
+    for (alphabet, length) in [
+        ("Alphanumeric", 40),
+        ("AlphanumericSymbols", 40),
+        ("Base64Url", 48),
+        ("Hex", 64),
+        ("LowerAlphanumeric", 40),
+        ("Numeric", 60),
+        ("Identifiable", 0),
+        ("Uuid", 0),
+    ] {
+        let mut generate = json!({"alphabet": alphabet});
+        if length > 0 {
+            generate["length"] = json!(length);
+        }
+        secrets
+            .push(json!({"name": alphabet, "generate": generate, "rotation": {"overlap": "1h"}}));
+    }
+    secrets
+}
+
+/// Templates that fail, each in a way of its own, with a value in their hands.
+const FAILING: [&str; 12] = [
+    "{{ secrets['Alphanumeric'] | b64decode }}",
+    "{{ secrets['Uuid'] | b64decode | json }}",
+    "{{ secrets['Alphanumeric'] ~ secrets['missing'] }}",
+    "{{ secrets['Alphanumeric'] ~ previous['unused'] }}",
+    "{{ secrets[secrets['Alphanumeric']] }}",
+    "{{ secrets['Alphanumeric'] | nofilter }}",
+    "{{ secrets['Alphanumeric'] + 1 }}",
+    "{{ secrets['Alphanumeric'].nope.nope }}",
+    "{{ secrets['Alphanumeric']() }}",
+    "{% for one in secrets['Alphanumeric'] %}{{ one }}{% endfor %}",
+    "{% include secrets['Alphanumeric'] %}",
+    "{{ secrets['Alphanumeric']",
+];
+
+async fn live_vaults(format: &'static str) {
+    let cluster = Arc::new(Cluster::start().await);
+    cluster.install_with_keeper().await;
+    let space = Space::on(Arc::clone(&cluster), "leak-vaults").await;
+    let directory = cluster.directory.path();
+    let identity = Identity::make(directory, "identity");
+    let proxy = Proxy::start(&cluster).await;
+    let traps = Traps::default();
+    let mut canaries = Canaries {
+        made: BTreeMap::new(),
+    };
+    let judge = traps.clone();
+    proxy.judge(move |seen| judge.judge(seen));
+    let options = Options {
+        restart_delay: "200ms",
+        log_level: "trace",
+        log_format: format,
+        server: Some(proxy.url.clone()),
+        more: vec![
+            "--recovery-recipient".to_owned(),
+            identity.recipient.clone(),
+        ],
+        ..Options::default()
+    };
+    let launcher = Launcher::new(&space, &options).await;
+    let mut needles = Needles::default();
+    let unreadable = |canary: &str| {
+        json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "n"}, "data": canary})
+            .to_string()
+    };
+    let refusal = |code: u16, reason: &str, canary: &str| {
+        status(
+            code,
+            reason,
+            &format!("Secret \"x\" is invalid: data[k]: Invalid value: \"{canary}\""),
+        )
+    };
+    // The root key cannot be read at first, in every way.
+    let root_path = "/secrets/claviger-root-key";
+    for (code, body) in [
+        (200, unreadable(&canaries.make("unreadable root key"))),
+        (200, canaries.make("root key that is no JSON")),
+        (500, canaries.make("failure with the root key")),
+        (
+            400,
+            refusal(
+                400,
+                "BadRequest",
+                &canaries.make("refusal with the root key"),
+            ),
+        ),
+    ] {
+        traps.set(Method::GET, root_path, false, code, body);
+    }
+    let operator = launcher.spawn();
+    operator.leads().await;
+    // Sources, and what is somebody else's.
+    space
+        .put_secret(
+            "source",
+            &[("value", "supplied-one-Zq7vX2mK9rT4wY8bN3cH6jL1")],
+        )
+        .await;
+    space
+        .put_secret("theirs", &[("KEY", "somebody-elses-password-8812-kmwq")])
+        .await;
+    space
+        .put_secret("taken", &[("KEY", "somebody-elses-password-9913-wqkm")])
+        .await;
+    space.put_deployment("web").await;
+    let all: Vec<Value> = declared("source")
+        .iter()
+        .map(|secret| json!({"key": secret["name"], "secret": secret["name"]}))
+        .filter(|entry| entry["secret"] != "unused" && entry["secret"] != "doomed")
+        .collect();
+    let mut env = all.clone();
+    env.push(json!({"key": "URL", "template": "postgres://app:{{ secrets['AlphanumericSymbols'] | urlencode }}@db/{{ {'k': secrets['Hex'], 'p': 'x'} | json }}"}));
+    let sync = json!([
+        {"target": {"name": "env"}, "data": env, "restart": [{"kind": "Deployment", "name": "web"}]},
+        {"target": {"name": "theirs"}, "creationPolicy": "Merge", "data": [{"key": "OURS", "secret": "Hex"}]},
+        {"target": {"name": "frozen", "immutable": true}, "data": all},
+        {"target": {"name": "web", "type": "kubernetes.io/tls"}, "data": [
+            {"key": "tls.crt", "secret": "web", "part": "Certificate"},
+            {"key": "tls.key", "secret": "web", "part": "PrivateKey"},
+        ]},
+    ]);
+    space
+        .declare_vault(
+            "payments",
+            json!({"secrets": declared("source"), "sync": sync}),
+        )
+        .await;
+    let status = space.vault_ready("payments").await;
+    assert_eq!(status.secrets.unwrap().live, 13);
+    // Whatever fails: templates, targets, sources.
+    let mut failing = vec![
+        json!({"target": {"name": "taken"}, "data": [{"key": "KEY", "secret": "Alphanumeric"}]}),
+        json!({"target": {"name": "dockery", "type": "kubernetes.io/dockerconfigjson"}, "data": [{"key": ".dockerconfigjson", "secret": "Alphanumeric"}]}),
+        json!({"target": {"name": "tlsy", "type": "kubernetes.io/tls"}, "data": [
+            {"key": "tls.crt", "secret": "Alphanumeric", "part": "Certificate"},
+            {"key": "tls.key", "secret": "Alphanumeric", "part": "PrivateKey"},
+        ]}),
+        json!({"target": {"name": "part"}, "data": [{"key": "k", "secret": "Alphanumeric", "part": "PrivateKey"}]}),
+        json!({"target": {"name": "env"}, "data": [{"key": "k", "secret": "Alphanumeric"}]}),
+    ];
+    for (number, template) in FAILING.iter().enumerate() {
+        failing.push(json!({"target": {"name": format!("broken-{number}")}, "data": [{"key": "k", "template": template}]}));
+    }
+    let long = format!(
+        "{}{}",
+        canaries.make("source that is too long"),
+        "x".repeat(30_000)
+    );
+    space.put_secret("long", &[("value", &long)]).await;
+    space
+        .declare_vault(
+            "failing",
+            json!({"secrets": declared("long"), "sync": failing}),
+        )
+        .await;
+    let failed = space
+        .until_vault("failing", "failed in every way", |status| {
+            let synced = |state| {
+                status
+                    .sync
+                    .iter()
+                    .filter(|sync| sync.state == Some(state))
+                    .count()
+            };
+            synced(SyncState::Failed) >= 14 && says(&status.conditions, "Ready") == "False"
+        })
+        .await;
+    println!(
+        "{} of {} targets failed",
+        failed
+            .sync
+            .iter()
+            .filter(|sync| sync.state == Some(SyncState::Failed))
+            .count(),
+        failed.sync.len()
+    );
+    let mut taken = 0;
+    for vault in ["payments", "failing"] {
+        taken += take_vault(&mut needles, &space, vault, &identity, &space.roots().await).await;
+    }
+
+    // Turned, revoked, deleted, recovered, purged; the source changes; the ring turns; answers that
+    // quote what was written.
+    let now = jiff::Timestamp::now();
+    let asked = |what: &str, secrets: &str| json!({"metadata": {"annotations": {(format!("claviger.dev/{what}-secrets")): secrets}}});
+    for (method, path) in [
+        (Method::PATCH, "/secrets/env"),
+        (Method::PATCH, "/secrets/theirs"),
+        (Method::PATCH, "/secrets/payments-key-ring"),
+        (Method::PATCH, "/secretvaults/payments/status"),
+        (Method::POST, "/secrets"),
+    ] {
+        let mut canary = |what: &str| canaries.make(&format!("{what} for {method} {path}"));
+        for (code, body) in [
+            (422, refusal(422, "Invalid", &canary("422"))),
+            (403, denial(&canary("403"))),
+            (200, unreadable(&canary("unreadable answer"))),
+            (200, canary("answer that is no JSON")),
+            (500, canary("500")),
+        ] {
+            traps.set(method.clone(), path, false, code, body);
+        }
+    }
+    for round in 0..8 {
+        let at = now + jiff::SignedDuration::from_secs(round);
+        space
+            .change_vault(
+                "payments",
+                asked(
+                    "rotate",
+                    &format!("Alphanumeric@{at},Hex@{at},web@{at},deploy@{at},Uuid@{at}"),
+                ),
+            )
+            .await;
+        let patch =
+            json!({"metadata": {"annotations": {"claviger.dev/rotate-at": at.to_string()}}});
+        space.change_vault("payments", patch).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    traps.sprung().await;
+    space
+        .put_secret(
+            "source",
+            &[("value", "supplied-two-Zq7vX2mK9rT4wY8bN3cH6jL1")],
+        )
+        .await;
+    let at = jiff::Timestamp::now();
+    space
+        .change_vault("payments", asked("revoke", &format!("Numeric@{at}")))
+        .await;
+    space
+        .until_data("env", "follow", |data| {
+            data.get("followed")
+                .is_some_and(|value| value.starts_with("supplied-two"))
+        })
+        .await;
+    space.vault_ready("payments").await;
+    let mut without: Vec<Value> = declared("source");
+    without.retain(|secret| secret["name"] != "doomed");
+    space
+        .change_vault("payments", json!({"spec": {"secrets": without}}))
+        .await;
+    space
+        .until_vault("payments", "without one", |status| {
+            status.secrets.is_some_and(|counts| counts.deleted == 1)
+        })
+        .await;
+    taken += take_vault(
+        &mut needles,
+        &space,
+        "payments",
+        &identity,
+        &space.roots().await,
+    )
+    .await;
+    let at = jiff::Timestamp::now();
+    space
+        .change_vault("payments", asked("purge", &format!("doomed@{at}")))
+        .await;
+    space
+        .until_vault("payments", "without it", |status| {
+            status.secrets.is_some_and(|counts| counts.deleted == 0)
+        })
+        .await;
+
+    // Tampered with: attributes, an envelope, the ring.
+    let entries: Vec<String> = space.entries("failing").await.into_keys().collect();
+    let tamper = async |name: &str, patch: Value| {
+        let patch = patch.to_string();
+        let args = [
+            "--as",
+            KEEPER,
+            "--namespace",
+            &space.name,
+            "patch",
+            "secret",
+            name,
+            "--patch",
+            &patch,
+        ];
+        cluster.kubectl(&args, "").await.unwrap();
+    };
+    // It stands in the annotation, where the test has put it, and may be told nowhere else.
+    let canary = "cAnArYtamperedattributesxQ7zK9wE2rT5";
+    tamper(
+        &entries[0],
+        json!({"metadata": {"annotations": {"claviger.dev/attributes": format!("{{{canary}")}}}),
+    )
+    .await;
+    tamper(
+        &entries[1],
+        json!({"metadata": {"annotations": {"claviger.dev/envelope": "v1.1.x.y"}}}),
+    )
+    .await;
+    space
+        .until_vault("failing", "unreadable", |status| {
+            status.secrets.is_some_and(|counts| counts.unreadable == 2)
+        })
+        .await;
+    let ring = space.secrets().get("failing-key-ring").await.unwrap();
+    let document = STANDARD.encode(&ring.data.unwrap()["ring"].0);
+    tamper("failing-key-ring", json!({"stringData": {"ring": "{}"}})).await;
+    space.vault_stalled("failing", "Unreadable").await;
+    tamper("failing-key-ring", json!({"data": {"ring": document}})).await;
+    space
+        .until_vault("failing", "open again", |status| {
+            ready(&status.conditions).is_some_and(|ready| {
+                ready.reason != "Unreadable" || !ready.message.contains("key-ring")
+            })
+        })
+        .await;
+    let mut heard = Vec::new();
+    for path in ["/metrics", "/readyz", "/livez", "/"] {
+        heard.push(operator.get(path).await.unwrap());
+    }
+
+    // What the command line says of the root key: well used and badly.
+    let root_key = space.root_key().await.unwrap();
+    needles.add("the root key", &root_key);
+    needles.add("the age identity", identity.secret.as_bytes());
+    needles.add("the operator's token", launcher.token().as_bytes());
+    let backup = directory.join("backup.age");
+    let backup = backup.to_str().unwrap();
+    let plain = directory.join("plain");
+    std::fs::write(&plain, root_key).unwrap();
+    let plain = plain.to_str().unwrap();
+    let vault = format!("{}/payments", space.name);
+    for args in [
+        &[
+            "backup",
+            "--recipient",
+            &identity.recipient,
+            "--output",
+            backup,
+        ][..],
+        &["backup", "--recipient", &identity.recipient],
+        &["backup", "--recipient", &identity.secret],
+        &["verify", "--identity", identity.file()],
+        &["verify", "--identity", identity.file(), "--input", backup],
+        &[
+            "verify",
+            "--identity",
+            identity.file(),
+            "--input",
+            identity.file(),
+        ],
+        &["verify", "--identity", backup, "--input", backup],
+        &["verify", "--identity", plain, "--input", backup],
+        &["restore", "--identity", identity.file(), "--input", backup],
+        &["restore", "--identity", identity.file(), "--input", plain],
+        &["restore", "--identity", identity.file(), "--vault", &vault],
+        &["restore", "--identity", &identity.secret, "--input", backup],
+        &[
+            "restore",
+            "--identity",
+            identity.file(),
+            "--vault",
+            &identity.secret,
+        ],
+        &[&identity.secret],
+    ] {
+        heard.push(match cluster.root_key(args).await {
+            Ok(said) | Err(said) => said,
+        });
+    }
+    for name in [
+        "CLAVIGER_RECOVERY_RECIPIENTS",
+        "CLAVIGER_KMS_SOCKET",
+        "CLAVIGER_ROOT_KEY",
+        "CLAVIGER_RING_GRACE",
+    ] {
+        heard.push(told(&["controller"], &[(name, &identity.secret)], "").await);
+    }
+    assert!(
+        heard
+            .iter()
+            .any(|said| said.contains("it opens all of 2 vaults"))
+    );
+    let mut found = search(&needles, &space, &launcher, &operator, &heard).await;
+    assert!(operator.stop().await);
+
+    // The same under a KMS.
+    let mut plugin = Plugin::prepare(directory);
+    plugin.start().await;
+    let mut more = with_kms(&plugin.socket()).more;
+    more.extend(options.more.clone());
+    let under_kms = Launcher::new(
+        &space,
+        &Options {
+            more,
+            ..options.clone()
+        },
+    )
+    .await;
+    let operator = under_kms.spawn();
+    operator.leads().await;
+    space
+        .until_vault("payments", "under the KMS", |status| {
+            status
+                .key_ring
+                .as_ref()
+                .is_some_and(|ring| ring.root_key.as_deref() == Some("kms:key-1"))
+        })
+        .await;
+    space.vault_ready("payments").await;
+    taken += take_vault(&mut needles, &space, "payments", &identity, &plugin.roots()).await;
+    needles.add("the key of the KMS", &plugin.key_bytes("key-1"));
+    plugin.kill().await;
+    let at = jiff::Timestamp::now();
+    space
+        .change_vault(
+            "payments",
+            json!({"metadata": {"annotations": {"claviger.dev/rotate-at": at.to_string()}}}),
+        )
+        .await;
+    space
+        .until_vault("payments", "without the KMS", |status| {
+            ready(&status.conditions).is_some_and(|ready| ready.reason == "RootKeyUnavailable")
+        })
+        .await;
+    plugin.start().await;
+    space.vault_ready("payments").await;
+    taken += take_vault(&mut needles, &space, "payments", &identity, &plugin.roots()).await;
+
+    // The search, with everything that was ever seen.
+    let public = [
+        "ring",
+        "mac",
+        "payload",
+        "recovery.age",
+        "recovery.for",
+        "root-key.age",
+        "tls.crt",
+    ];
+    for (value, entry) in &*space.values.lock().unwrap() {
+        if !public.contains(&entry.as_str()) {
+            add_value(
+                &mut needles,
+                &format!("the value of {entry}"),
+                value.as_bytes(),
+            );
+        }
+    }
+    for (what, canary) in &canaries.made {
+        needles.add(&format!("the canary ({what})"), canary.as_bytes());
+    }
+    found.extend(search(&needles, &space, &under_kms, &operator, &heard).await);
+    found.extend(needles.find("the log", &launcher.logged()));
+    found.extend(needles.find(
+        "the plugin's log",
+        &std::fs::read_to_string(plugin.log()).unwrap(),
+    ));
+    found.extend(of_vaults(&needles, &space).await);
+    let mut tampered = Needles::default();
+    tampered.add("what was tampered with", canary.as_bytes());
+    let statuses = [
+        "get",
+        "secretvaults,events",
+        "--namespace",
+        &space.name,
+        "--output",
+        "json",
+    ];
+    let statuses = cluster.kubectl(&statuses, "").await.unwrap();
+    found.extend(tampered.find("a status", &statuses));
+    found.extend(tampered.find("the log", &launcher.logged()));
+    found.extend(tampered.find("the log", &under_kms.logged()));
+    assert!(
+        found.is_empty(),
+        "{} leaks:\n{}",
+        found.len(),
+        found.join("\n")
+    );
+
+    // It does find: what is planted of each new kind, in each form.
+    let told_of = launcher.logged();
+    assert!(
+        told_of.len() > 100_000 && told_of.contains("TRACE"),
+        "{} bytes",
+        told_of.len()
+    );
+    assert!(taken > 60, "{taken} entries were opened");
+    let keys = space.recovery("payments", &identity).await;
+    let synced = space.data("env").await;
+    let inner_key = synced["web"]
+        .split("PRIVATE KEY-----")
+        .nth(1)
+        .unwrap()
+        .trim()
+        .lines()
+        .nth(1)
+        .unwrap()
+        .to_owned();
+    let planted: [(&str, &[u8]); 8] = [
+        ("the root key", &root_key),
+        ("the index key", keys.index.as_slice()),
+        (
+            "a ring key",
+            keys.versions.values().next_back().unwrap().as_slice(),
+        ),
+        ("the identity", identity.secret.as_bytes()),
+        ("the KMS's key", &plugin.key_bytes("key-1")),
+        ("a value", synced["Hex"].as_bytes()),
+        ("a private key", inner_key.as_bytes()),
+        ("a rendered template", synced["URL"].as_bytes()),
+    ];
+    for (what, secret) in planted {
+        let raw = String::from_utf8_lossy(secret).into_owned();
+        let mut forms = vec![
+            STANDARD.encode(secret),
+            hex(secret),
+            format!("{secret:?}"),
+            URL_SAFE_NO_PAD.encode(secret),
+        ];
+        forms.extend(str::from_utf8(secret).is_ok().then_some(raw));
+        for form in forms {
+            assert!(
+                !needles
+                    .find("planted", &format!("{format} {form} more"))
+                    .is_empty(),
+                "not found: {what}"
+            );
+        }
+    }
+    assert!(!told_of.contains("panicked") && !under_kms.logged().contains("panicked"));
+    println!(
+        "{format}: {} forms looked for in {} bytes of log; {taken} entries, {} values, {} canaries",
+        needles.forms.len(),
+        told_of.len() + under_kms.logged().len(),
+        space.values.lock().unwrap().len(),
+        canaries.made.len()
+    );
+    assert!(operator.stop().await);
+}
+
+fn denial(canary: &str) -> String {
+    let words = format!(
+        "admission webhook \"guard.example.com\" denied the request: value {canary} is too short"
+    );
+    status(403, "Forbidden", &words)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_vault_is_told_in_text_logs_or_anywhere_else() {
+    live_vaults("text").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_vault_is_told_in_json_logs_or_anywhere_else() {
+    live_vaults("json").await;
 }
 
 async fn live(format: &'static str) {

@@ -28,5 +28,7 @@ mod rotation;
 mod sources;
 mod unreadable;
 mod vault;
+mod vault_kms;
 mod vault_manifests;
+mod vault_recovery;
 mod vault_rights;

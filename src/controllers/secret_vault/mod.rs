@@ -139,8 +139,13 @@ async fn bring_about(
         Ok(None)
     };
     let roots = match context.roots.get() {
-        Ok(roots) => roots,
-        Err(why) => return refused(report::stalled(Reason::RootKeyMissing, why)).await,
+        Some(Ok(roots)) => roots,
+        Some(Err(why)) => return refused(report::stalled(Reason::RootKeyMissing, why)).await,
+        // Whoever has looked for them calls for every vault.
+        None => {
+            context.roots.miss();
+            return Ok(None);
+        }
     };
     let (open, turning) = match ring::obtain(context, name, vault, &roots, now).await? {
         Ok(obtained) => obtained,

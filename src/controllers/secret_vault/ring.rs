@@ -25,7 +25,8 @@ use crate::{
             wrapped::Wrapped,
         },
     },
-    k8s::vault::{Found, Ring, ring_name},
+    k8s::vault::{Found, Recovery, Ring, ring_name},
+    recovery::{self, Recipients, RingKeys},
     root_keys::{self, RANDOM_BYTES, RootKeys},
 };
 
@@ -41,7 +42,7 @@ pub struct OpenRing {
     /// `metadata.resourceVersion` of the Secret it was read from.
     pub version: String,
     /// The keys as sealed to the recovery recipients.
-    recovery: Option<String>,
+    recovery: Option<Recovery>,
 }
 
 impl std::fmt::Debug for OpenRing {
@@ -122,7 +123,16 @@ pub async fn obtain(
     let root = roots.primary_id().unwrap_or(newest_root);
     let turning = crate::domain::vault::ring::turning(&open.document, &vault.ring, &root, now);
     let behind = open.is_behind(&context.vaults.lock().in_use(name));
-    if behind || vault.suspended || vault.deleting || !turning.is_needed(&open.document) {
+    if behind || vault.suspended || vault.deleting {
+        return Ok(Ok((open, Turning::default())));
+    }
+    if !turning.is_needed(&open.document) {
+        let recipients = &context.settings.recipients;
+        if recipients.is_empty() || is_sealed(&open, &open.document, recipients) {
+            return Ok(Ok((open, Turning::default())));
+        }
+        let sealed = unwrap_and_seal(&open, &open.document, recipients, roots).await?;
+        let open = write(context, name, &open, &open.document, sealed, roots).await?;
         return Ok(Ok((open, Turning::default())));
     }
     let open = turn(
@@ -216,9 +226,12 @@ fn refusal<T>(error: root_keys::Error, secret: &str) -> Result<Result<T, Refusal
         root_keys::Error::NotAtHand { .. } => Ok(Err(Refusal::NoRootKey(format!(
             "Secret/{secret} does not open: {error}"
         )))),
-        root_keys::Error::Unopened { .. } => Ok(Err(Refusal::Unusable(format!(
-            "Secret/{secret} does not open: {error}. Bring it back from a backup"
-        )))),
+        // What a KMS decrypts wrongly now it may decrypt rightly later: that is asked again.
+        root_keys::Error::Unopened { ref root, .. } if !root.starts_with(root_keys::KMS) => {
+            Ok(Err(Refusal::Unusable(format!(
+                "Secret/{secret} does not open: {error}. Bring it back from a backup"
+            ))))
+        }
         source => Err(source).context(RootKeySnafu),
     }
 }
@@ -310,13 +323,19 @@ async fn create(
             ..vault.ring.triggers.baseline(now)
         },
     };
-    let index = IndexKey::new(index, &reference.id);
+    let keys = RingKeys {
+        vault: reference,
+        index,
+        versions: [(1, first)].into(),
+    };
+    let recovery = seal(&keys, &context.settings.recipients);
+    let index = IndexKey::new(keys.index, &keys.vault.id);
     let bytes = document.render();
     let ring = Ring {
         version: String::new(),
         mac: index.document_mac(&bytes).as_bytes().to_vec(),
         document: bytes,
-        recovery: None,
+        recovery,
     };
     let made = context
         .vault_objects
@@ -379,7 +398,8 @@ async fn turn(
             key: wrap(roots, &open.vault, label, &key).await?,
         });
     }
-    write(context, name, open, &document, roots).await
+    let recovery = resealed(context, open, &document, roots).await;
+    write(context, name, open, &document, recovery, roots).await
 }
 
 /// Destroys versions under which nothing is any more.
@@ -397,7 +417,93 @@ pub async fn destroy(
     document
         .versions
         .retain(|version| !versions.contains(&version.version));
-    write(context, name, open, &document, roots).await
+    let recovery = resealed(context, open, &document, roots).await;
+    write(context, name, open, &document, recovery, roots).await
+}
+
+/// What is to stand for the recipients beside this document. Keys that are destroyed must not live
+/// on there, so that nothing stands there rather than what stood there before, if the keys cannot be
+/// sealed now: the next look does.
+async fn resealed(
+    context: &Context,
+    open: &OpenRing,
+    document: &RingDocument,
+    roots: &RootKeys,
+) -> Option<Recovery> {
+    let recipients = &context.settings.recipients;
+    let numbers = |document: &RingDocument| -> Vec<u32> {
+        document.versions.iter().map(|one| one.version).collect()
+    };
+    if is_sealed(open, document, recipients)
+        || (recipients.is_empty() && numbers(document) == numbers(&open.document))
+    {
+        return open.recovery.clone();
+    }
+    match unwrap_and_seal(open, document, recipients, roots).await {
+        Ok(sealed) => sealed,
+        Err(error) => {
+            let error = error.sentence();
+            tracing::warn!(
+                error,
+                "the key ring could not be sealed to the recovery recipients; trying again"
+            );
+            None
+        }
+    }
+}
+
+/// Whether what stands for the recipients was made for them and of the keys in this document.
+fn is_sealed(open: &OpenRing, document: &RingDocument, recipients: &Recipients) -> bool {
+    open.recovery.as_ref().is_some_and(|recovery| {
+        let versions = document.versions.iter().map(|one| one.version);
+        recovery.mark == mark(&open.index, recipients, versions, &recovery.file)
+    })
+}
+
+async fn unwrap_and_seal(
+    open: &OpenRing,
+    document: &RingDocument,
+    recipients: &Recipients,
+    roots: &RootKeys,
+) -> Result<Option<Recovery>, Error> {
+    if recipients.is_empty() {
+        return Ok(None);
+    }
+    let unwrap = async |label, wrapped| {
+        let key = roots.unwrap(&open.vault, label, wrapped).await;
+        key.context(RootKeySnafu)
+    };
+    let mut keys = RingKeys {
+        vault: open.vault.clone(),
+        index: unwrap(KeyLabel::Index, &document.index_key).await?,
+        versions: BTreeMap::new(),
+    };
+    for version in &document.versions {
+        let key = unwrap(KeyLabel::Ring(version.version), &version.key).await?;
+        keys.versions.insert(version.version, key);
+    }
+    Ok(seal(&keys, recipients))
+}
+
+fn seal(keys: &RingKeys, recipients: &Recipients) -> Option<Recovery> {
+    let file = recovery::seal_ring(recipients, keys).ok()?;
+    let index = IndexKey::new(keys.index.clone(), &keys.vault.id);
+    let mark = mark(&index, recipients, keys.versions.keys().copied(), &file);
+    Some(Recovery { file, mark })
+}
+
+/// Says for whom and of which versions a file was made, under the index key, so that a file that was
+/// changed is made anew as well.
+fn mark(
+    index: &IndexKey,
+    recipients: &Recipients,
+    versions: impl Iterator<Item = u32>,
+    file: &str,
+) -> String {
+    let versions: Vec<String> = versions.map(|version| version.to_string()).collect();
+    let head = format!("{} {}", recipients.digest(), versions.join(","));
+    let digest = index.digest("recovery", format!("{head}\n{file}").as_bytes());
+    format!("{head} {digest}")
 }
 
 async fn write(
@@ -405,6 +511,7 @@ async fn write(
     name: &Name,
     open: &OpenRing,
     document: &RingDocument,
+    recovery: Option<Recovery>,
     roots: &RootKeys,
 ) -> Result<Arc<OpenRing>, Error> {
     let bytes = document.render();
@@ -412,7 +519,7 @@ async fn write(
         version: String::new(),
         mac: open.index.document_mac(&bytes).as_bytes().to_vec(),
         document: bytes,
-        recovery: open.recovery.clone(),
+        recovery,
     };
     let written = context
         .vault_objects

@@ -14,14 +14,15 @@ pub struct Roots {
 }
 
 struct Known {
-    keys: Result<Arc<RootKeys>, String>,
+    /// Nothing until somebody has looked for them.
+    keys: Option<Result<Arc<RootKeys>, String>>,
     backup_verified: Option<Timestamp>,
 }
 
 impl Default for Roots {
     fn default() -> Self {
         let known = Known {
-            keys: Err("the root key has not been read yet".to_owned()),
+            keys: None,
             backup_verified: None,
         };
         Self {
@@ -32,11 +33,8 @@ impl Default for Roots {
 }
 
 impl Roots {
-    /// The root keys, or in words why there are none.
-    ///
-    /// # Errors
-    /// A sentence for a status.
-    pub fn get(&self) -> Result<Arc<RootKeys>, String> {
+    /// The root keys, or in words why there are none; nothing until they were looked for.
+    pub fn get(&self) -> Option<Result<Arc<RootKeys>, String>> {
         self.lock().keys.clone()
     }
 
@@ -44,17 +42,17 @@ impl Roots {
     pub fn set(&self, keys: Result<Arc<RootKeys>, String>) -> bool {
         let mut known = self.lock();
         let news = match (&known.keys, &keys) {
-            (Ok(one), Ok(other)) => !Arc::ptr_eq(one, other),
-            (Err(one), Err(other)) => one != other,
+            (Some(Ok(one)), Ok(other)) => !Arc::ptr_eq(one, other),
+            (Some(Err(one)), Err(other)) => one != other,
             _ => true,
         };
-        known.keys = keys;
+        known.keys = Some(keys);
         news
     }
 
     /// Whether they are at hand.
     pub fn are_there(&self) -> bool {
-        self.lock().keys.is_ok()
+        matches!(self.lock().keys, Some(Ok(_)))
     }
 
     /// When somebody last saw the backup open what is in the cluster.

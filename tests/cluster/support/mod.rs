@@ -3,10 +3,12 @@
 pub(crate) mod actors;
 pub(crate) mod control_plane;
 pub(crate) mod keeper;
+pub(crate) mod kms;
 pub(crate) mod operator;
 pub(crate) mod proxy;
 pub(crate) mod record;
 pub(crate) mod space;
+pub(crate) mod vault_keys;
 pub(crate) mod vaults;
 
 pub(crate) use control_plane::Cluster;
