@@ -38,6 +38,8 @@ pub struct Held {
     authentic: Option<Arc<Attributes>>,
     /// The highest revision that was ever found authentic under this name.
     floor: u32,
+    /// Whether somebody else has deleted it.
+    gone: bool,
 }
 
 /// The entries of one vault.
@@ -153,6 +155,20 @@ impl State {
             self.by_workload.remove(&workload, name);
         }
         Some(before)
+    }
+
+    /// Forgets what is missed of a vault that is gone.
+    pub fn stop_missing(&mut self, name: &Name) {
+        let Some(entries) = self.entries.get_mut(name) else {
+            return;
+        };
+        for held in entries.values_mut() {
+            held.retain(|_, held| !held.gone);
+        }
+        entries.retain(|_, held| !held.is_empty());
+        if entries.is_empty() {
+            self.entries.remove(name);
+        }
     }
 
     /// A vault by its name.
@@ -315,6 +331,7 @@ impl State {
             ring,
             authentic: None,
             floor,
+            gone: false,
         };
         entries.entry(hash).or_default().insert(sequence, held);
         true
@@ -322,34 +339,53 @@ impl State {
 
     /// Forgets an entry that we have deleted, and what the watch has yet to tell of it.
     pub fn removed_entry(&mut self, vault: &Name, object: &str, last: Metadata) {
-        self.lose_entry(vault, object, None);
+        if let Some((hash, sequence)) = parse_object_name(&vault.name, object) {
+            self.drop_entry(vault, hash, sequence);
+        }
         self.removed
             .insert((vault.clone(), object.to_owned()), last);
     }
 
-    /// Forgets an entry that is gone, unless it was made anew since.
+    /// Takes note of an entry that is gone, unless it was made anew since. One that was authentic and
+    /// that we have not deleted ourselves is missed as long as its vault is there.
     pub fn lose_entry(&mut self, vault: &Name, object: &str, version: Option<&str>) {
         let Some((hash, sequence)) = parse_object_name(&vault.name, object) else {
             return;
         };
-        if version.is_some() {
-            self.removed.remove(&(vault.clone(), object.to_owned()));
-        }
-        let Some(entries) = self.entries.get_mut(vault) else {
-            return;
-        };
+        let ours = self
+            .removed
+            .remove(&(vault.clone(), object.to_owned()))
+            .is_some();
         let last = version.map(|version| Metadata {
             version: version.to_owned(),
             attributes: Box::default(),
             envelope: Box::default(),
         });
+        let declared = self.vaults.get(vault).is_some_and(|vault| !vault.deleting);
+        let known = self
+            .entries
+            .get_mut(vault)
+            .and_then(|entries| entries.get_mut(&hash)?.get_mut(&sequence));
+        let Some(known) = known else {
+            return;
+        };
+        if last.is_some_and(|last| known.metadata.newer_than(&last)) {
+            return;
+        }
+        if declared && !ours && known.authentic.is_some() {
+            known.gone = true;
+        } else {
+            self.drop_entry(vault, hash, sequence);
+        }
+    }
+
+    /// Forgets an entry.
+    fn drop_entry(&mut self, vault: &Name, hash: NameHash, sequence: u32) {
+        let Some(entries) = self.entries.get_mut(vault) else {
+            return;
+        };
         if let Some(held) = entries.get_mut(&hash) {
-            let made_anew = held
-                .get(&sequence)
-                .is_some_and(|known| last.is_some_and(|last| known.metadata.newer_than(&last)));
-            if !made_anew {
-                held.remove(&sequence);
-            }
+            held.remove(&sequence);
             if held.is_empty() {
                 entries.remove(&hash);
             }
@@ -366,8 +402,9 @@ impl State {
             .into_iter()
             .flatten()
             .flat_map(|(hash, held)| {
-                held.keys()
-                    .map(|sequence| object_name(&vault.name, *hash, *sequence))
+                held.iter()
+                    .filter(|(_, held)| !held.gone)
+                    .map(|(sequence, _)| object_name(&vault.name, *hash, *sequence))
             })
             .collect()
     }
@@ -381,6 +418,7 @@ impl State {
             .into_iter()
             .flat_map(BTreeMap::values)
             .flat_map(BTreeMap::values)
+            .filter(|held| !held.gone)
         {
             *in_use.entry(held.ring).or_default() += 1;
         }
@@ -424,7 +462,7 @@ impl State {
             .flatten()
             .flat_map(|(hash, held)| {
                 held.iter()
-                    .filter(|(_, held)| held.ring != version)
+                    .filter(|(_, held)| held.ring != version && !held.gone)
                     .map(|(sequence, _)| (*hash, *sequence))
             })
             .collect()
@@ -473,6 +511,9 @@ fn verify(ring: &OpenRing, hash: NameHash, sequence: u32, held: &mut Held) -> En
         );
     };
     if let Some(attributes) = &held.authentic {
+        if held.gone {
+            return Entry::Gone(Arc::clone(attributes));
+        }
         return Entry::Authentic(Arc::clone(attributes));
     }
     let verified = || {

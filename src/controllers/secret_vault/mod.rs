@@ -54,7 +54,7 @@ use crate::{
             envelope::VALUE_LIMIT,
             history::Fault,
             name::{NameHash, VersionId, object_name},
-            plan::{self, Action, Declared, Reached, Setting, Source},
+            plan::{self, Action, Declared, Reached, Setting, Source, Standing},
         },
     },
     k8s,
@@ -326,6 +326,11 @@ fn plan_secrets(
                 users.reached(context, vault, &secret.name, sequence)
             })
         });
+        if let (Some(secret), Standing::Live(live)) = (secret, &plan.standing)
+            && users.reached(context, vault, &secret.name, live.sequence) == Reached::NotYet
+        {
+            facts.outstanding.get_or_insert_with(|| secret.name.clone());
+        }
         facts.next = earliest(facts.next, plan.next);
         facts.take(hash, secret, plan);
     }

@@ -44,6 +44,8 @@ pub struct Facts {
     pub unmakeable: BTreeMap<String, String>,
     /// How far the re-wrap is.
     pub rewrap: Progress,
+    /// The first declared secret whose current value somebody does not have yet.
+    pub outstanding: Option<SecretName>,
     /// Declared secrets that have expired, and when.
     pub expired: Vec<(SecretName, Timestamp)>,
     /// What a deletion waits for.
@@ -68,10 +70,11 @@ impl Facts {
                 }
                 // What was shredded on purpose is no fault.
                 Entry::Unreadable(Fault::Shredded { .. }) => self.counts.unreadable += 1,
-                Entry::Unreadable(fault) => {
+                Entry::Gone(_) | Entry::Unreadable(_) => {
                     self.counts.unreadable += 1;
+                    let fault = entry.fault().unwrap_or(Fault::Tampered);
                     self.first_fault
-                        .get_or_insert_with(|| super::fault(name, hash, sequence, *fault));
+                        .get_or_insert_with(|| super::fault(name, hash, sequence, fault));
                 }
             }
         }
@@ -400,6 +403,13 @@ fn report(
                 vault.secrets.len(),
                 vault.sync.len()
             ),
+        );
+    }
+    if let Some(secret) = &facts.outstanding {
+        return of(
+            State::ReadyAndMoving,
+            Reason::Distributing,
+            format!("the new value of secret {secret} is being handed out"),
         );
     }
     let restarting = vault.workloads().any(|workload| {

@@ -704,12 +704,14 @@ impl Syncer<'_> {
         for _ in 0..ROUNDS {
             let needs = match template.render(opened) {
                 Ok(Outcome::Needs(needs)) => needs,
-                Ok(Outcome::Text(value, used)) => {
+                Ok(Outcome::Text(value, _)) => {
+                    // All that it may ask for, not only what it did: what it does not ask for now
+                    // may be what decides the next time.
                     let mut inputs = BTreeMap::new();
-                    for input in used {
+                    for input in template.inputs() {
                         if let Ok(secret) = SecretName::parse(&input.secret) {
-                            let number = self.number(&secret, input.version).unwrap_or(ABSENT);
-                            inputs.insert(input_name(&secret, input.version), number);
+                            let made = self.number(&secret, input.version).unwrap_or(ABSENT);
+                            inputs.insert(input_name(&secret, input.version), made);
                         }
                     }
                     return Ok(Ok(Fate::Set(value, inputs)));

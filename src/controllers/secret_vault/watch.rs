@@ -77,7 +77,11 @@ struct Declarations {
 
 impl Declarations {
     fn forget(&self, name: &Name) {
-        let before = self.context.vaults.lock().forget(name);
+        let before = {
+            let mut state = self.context.vaults.lock();
+            state.stop_missing(name);
+            state.forget(name)
+        };
         if let Some(before) = before {
             super::call_for(&self.context, &before);
         }

@@ -5,11 +5,17 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use snafu::Snafu;
 
-use crate::domain::vault::attributes::{Attributes, Kind, Managed};
+use crate::domain::{
+    ledger::Marks,
+    vault::attributes::{Attributes, Kind, Managed},
+};
 
 /// Why an entry cannot be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Snafu)]
 pub enum Fault {
+    /// Somebody else has deleted it.
+    #[snafu(display("was deleted by somebody else"))]
+    Gone,
     /// It is not what was written there.
     #[snafu(display("was changed, moved or renamed by somebody else"))]
     Tampered,
@@ -35,6 +41,8 @@ pub enum Fault {
 pub enum Entry {
     /// Its attributes are authentic.
     Authentic(Arc<Attributes>),
+    /// It was authentic when it was seen last, and somebody else has deleted it since.
+    Gone(Arc<Attributes>),
     /// They are not.
     Unreadable(Fault),
 }
@@ -44,6 +52,28 @@ impl Entry {
     pub fn attributes(&self) -> Option<&Attributes> {
         match self {
             Self::Authentic(attributes) => Some(attributes),
+            Self::Gone(_) | Self::Unreadable(_) => None,
+        }
+    }
+
+    /// What is wrong with it.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Authentic(_) => None,
+            Self::Gone(_) => Some(Fault::Gone),
+            Self::Unreadable(fault) => Some(*fault),
+        }
+    }
+
+    /// How far the triggers were acted on when it was made, if it is a value that the manifest
+    /// declares.
+    pub fn marks(&self) -> Option<&Marks> {
+        match self {
+            Self::Authentic(attributes) | Self::Gone(attributes) => attributes
+                .managed
+                .as_ref()
+                .filter(|_| attributes.kind == Kind::Value)
+                .map(|managed| &managed.marks),
             Self::Unreadable(_) => None,
         }
     }
@@ -89,6 +119,12 @@ impl History {
         let mut newest = true;
         for (&sequence, entry) in self.0.iter().rev() {
             match entry {
+                Entry::Gone(_) => {
+                    return State::Broken {
+                        sequence,
+                        fault: Fault::Gone,
+                    };
+                }
                 Entry::Unreadable(fault) => {
                     return State::Broken {
                         sequence,
@@ -138,7 +174,7 @@ impl History {
     fn has_values(&self) -> bool {
         self.0.values().any(|entry| match entry {
             Entry::Authentic(attributes) => attributes.kind == Kind::Value,
-            Entry::Unreadable(_) => true,
+            Entry::Gone(_) | Entry::Unreadable(_) => true,
         })
     }
 

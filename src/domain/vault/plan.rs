@@ -264,9 +264,11 @@ impl Planner<'_> {
         let now = self.setting.now;
         let marks = self
             .history
+            .0
             .values()
             .rev()
-            .find_map(|(_, attributes)| Some(attributes.managed.as_ref()?.marks.clone()));
+            .find_map(Entry::marks)
+            .cloned();
         let marks = match (fault, marks) {
             (Fault::Shredded { .. }, None) => declared.triggers.baseline(now),
             (Fault::Shredded { .. }, Some(marks)) => declared.triggers.handled(&marks, now),
@@ -331,7 +333,7 @@ impl Planner<'_> {
         };
         let deferred = turn == Turn::Rotate
             && declared.source == Source::Minted
-            && self.overlaps(sequence, declared, reached).len() >= MAX_PREVIOUS;
+            && self.promised(sequence, declared, reached) >= MAX_PREVIOUS;
         if turn != Turn::Wait && !deferred {
             let marks = declared.triggers.handled(&managed.marks, now);
             self.create(declared, marks, turn == Turn::Revoke);
@@ -423,6 +425,27 @@ impl Planner<'_> {
         }
     }
 
+    /// How many earlier values are handed out because Claviger promised it when it turned the secret;
+    /// values that others have set are theirs.
+    fn promised(
+        &self,
+        current: u32,
+        declared: &Declared,
+        reached: &impl Fn(u32) -> Reached,
+    ) -> usize {
+        let promises = |number: u32| {
+            let successor = self.history.values().find(|(later, _)| *later > number);
+            successor.is_some_and(|(_, attributes)| {
+                let managed = attributes.managed.as_ref();
+                managed.is_some_and(|managed| !managed.overlap().is_zero())
+            })
+        };
+        self.overlaps(current, declared, reached)
+            .iter()
+            .filter(|(number, _, _)| promises(*number))
+            .count()
+    }
+
     /// Earlier values that are still enabled and follow the schedule, and when that ends.
     fn overlaps(
         &self,
@@ -488,6 +511,7 @@ impl Planner<'_> {
                     }
                 }
                 Entry::Authentic(attributes) if *number >= current || attributes.enabled => {}
+                Entry::Gone(_) => {}
                 Entry::Unreadable(_) if *number >= current => {}
                 Entry::Authentic(_) | Entry::Unreadable(_) => retired.push((*number, replaced())),
             }

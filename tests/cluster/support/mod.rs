@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 pub(crate) mod actors;
+pub(crate) mod assassin;
 pub(crate) mod control_plane;
 pub(crate) mod keeper;
 pub(crate) mod kms;
@@ -8,6 +9,7 @@ pub(crate) mod operator;
 pub(crate) mod proxy;
 pub(crate) mod record;
 pub(crate) mod space;
+pub(crate) mod vault_book;
 pub(crate) mod vault_keys;
 pub(crate) mod vaults;
 

@@ -60,6 +60,10 @@ pub(crate) struct Content {
     pub(crate) data: BTreeMap<String, String>,
     pub(crate) label: Option<String>,
     pub(crate) annotations: BTreeMap<String, String>,
+    /// The type of a Secret.
+    pub(crate) type_: Option<String>,
+    /// The data of a Secret, as it is.
+    pub(crate) bytes: BTreeMap<String, Vec<u8>>,
     /// The restart annotation of a workload's pods.
     pub(crate) restarted: Option<Timestamp>,
 }
@@ -173,6 +177,13 @@ impl Record {
                     .into_iter()
                     .map(text)
                     .collect(),
+                bytes: secret
+                    .data
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|(entry, value)| (entry, value.0))
+                    .collect(),
+                type_: secret.type_,
                 ..described(&secret.metadata)
             },
         ));
