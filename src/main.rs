@@ -40,30 +40,26 @@ fn main() -> ExitCode {
         Command::RootKey(args) => {
             ask(async |client| root_key::run(client, &args, clock::now(), &mut io::stdout()).await)
         }
-        Command::Rotate(args) => ask(async |client| {
-            plugin::trigger(
-                client,
-                &args,
-                Trigger::Rotate,
-                clock::now(),
-                &mut io::stdout(),
-            )
-            .await
-        }),
-        Command::Revoke(args) => ask(async |client| {
-            plugin::trigger(
-                client,
-                &args,
-                Trigger::Revoke,
-                clock::now(),
-                &mut io::stdout(),
-            )
-            .await
-        }),
+        Command::Rotate(args) => turn(&args, Trigger::Rotate),
+        Command::Revoke(args) => turn(&args, Trigger::Revoke),
+        Command::Recover(args) => bring_back_or_purge(&args, Trigger::Recover),
+        Command::Purge(args) => bring_back_or_purge(&args, Trigger::Purge),
         Command::Status(args) => {
             ask(async |client| plugin::status(client, &args, &mut io::stdout()).await)
         }
     }
+}
+
+fn turn(args: &plugin::TriggerArgs, trigger: Trigger) -> ExitCode {
+    ask(async |client| {
+        plugin::trigger(client, args, trigger, clock::now(), &mut io::stdout()).await
+    })
+}
+
+fn bring_back_or_purge(args: &plugin::DeletedArgs, trigger: Trigger) -> ExitCode {
+    ask(async |client| {
+        plugin::bring_back_or_purge(client, args, trigger, clock::now(), &mut io::stdout()).await
+    })
 }
 
 /// Reads the command line; as kubectl's plugin the program goes by the name that was typed.

@@ -42,7 +42,7 @@ pub const SYNC_ANNOTATION: &str = "claviger.dev/sync";
 /// Annotation of an object that Claviger made: it may go when nothing of ours is left in it.
 pub const CREATED_ANNOTATION: &str = "claviger.dev/created";
 
-/// Annotation of a `FunctionKey`: turn the key at this time (RFC 3339).
+/// Annotation: turn the key of a `FunctionKey`, the key ring of a `SecretVault`, at this time (RFC 3339).
 pub const ROTATE_AT_ANNOTATION: &str = "claviger.dev/rotate-at";
 /// Annotation of a `FunctionKey`: revoke the key at this time (RFC 3339).
 pub const REVOKE_AT_ANNOTATION: &str = "claviger.dev/revoke-at";

@@ -28,15 +28,19 @@ pub enum Command {
     Crds(CrdsArgs),
     /// Make and check key values, without a cluster.
     Key(key::KeyArgs),
-    /// Revoke the key of a FunctionKey now: no earlier value stays valid, clients get the new one at once.
+    /// Destroy deleted secrets of a vault now, with all their versions, before their retention is over.
+    Purge(plugin::DeletedArgs),
+    /// Take the deletion of secrets of a vault back.
+    Recover(plugin::DeletedArgs),
+    /// Revoke a key or a vault's secret now: no earlier value stays valid, clients get the new one at once.
     Revoke(plugin::TriggerArgs),
-    /// Turn the key of a FunctionKey now; the previous value stays valid for the overlap.
+    /// Turn a key, a vault's secret or its key ring now; a previous value stays valid for the overlap.
     Rotate(plugin::TriggerArgs),
     /// Back up the root key that opens all vaults, bring it back, or prove that a backup works.
     RootKey(root_key::RootKeyArgs),
     /// Run everything in one process: for small clusters and for trying out.
     Run(ControllerArgs),
-    /// Show where the keys of a namespace stand.
+    /// Show where the keys and vaults of a namespace stand.
     Status(plugin::StatusArgs),
 }
 

@@ -6,7 +6,7 @@ use claviger::api::v1alpha1::FunctionKey;
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, Operator, Options, Space, root};
+use crate::support::{Cluster, Operator, Options, Space, root, tool};
 
 /// The YAML files of a folder of examples, in order.
 fn files(folder: &str) -> Vec<PathBuf> {
@@ -58,7 +58,7 @@ async fn the_examples_are_taken_and_become_ready() {
     let _operator = Operator::start(&space, options).await;
     let wait = [
         "wait",
-        "functionkeys",
+        "functionkeys,secretvaults",
         "--all",
         "--namespace=shop",
         "--for=condition=Ready",
@@ -101,6 +101,10 @@ async fn the_examples_are_taken_and_become_ready() {
     ];
     cluster.kubectl(&wait, "").await.unwrap();
 
+    the_vaults_of_the_examples(&space).await;
+
+    tour(&space).await;
+
     // And what is not let in; after `Message:` the comment says why.
     for file in files("refused") {
         let manifest = fs::read_to_string(&file).unwrap();
@@ -114,6 +118,113 @@ async fn the_examples_are_taken_and_become_ready() {
             file.display()
         );
     }
+}
+
+/// What pods are to find in the Secrets that the examples' vaults fill, and what the page of the
+/// examples has you do with one.
+async fn the_vaults_of_the_examples(space: &Space) {
+    let cluster = &space.cluster;
+    let keys = async |secret: &str| {
+        let template = "{{range $key, $_ := .data}}{{$key}} {{end}}";
+        let args = [
+            "--namespace=shop",
+            "get",
+            "secret",
+            secret,
+            "-o",
+            &format!("go-template={template}"),
+        ];
+        cluster.kubectl(&args, "").await.unwrap().trim().to_owned()
+    };
+    for (secret, holds) in [
+        ("payments-env", "DATABASE_URL DB_PASSWORD PROVIDER_API_KEY"),
+        ("payments-webhook", "tls.crt tls.key"),
+        ("deploy-key", "ssh-privatekey ssh-publickey"),
+        ("registry-pull", ".dockerconfigjson"),
+        ("legacy-config", "SESSION_KEY region"),
+    ] {
+        assert_eq!(keys(secret).await, holds, "{secret}");
+    }
+    let held = |status: &str, path: &str| -> String {
+        let status: Value = serde_json::from_str(status).unwrap();
+        status.pointer(path).unwrap().as_str().unwrap().to_owned()
+    };
+    let status = [
+        "--namespace=shop",
+        "get",
+        "secretvault",
+        "ledger",
+        "-o",
+        "jsonpath={.status}",
+    ];
+    let status = cluster.kubectl(&status, "").await.unwrap();
+    let immutable = held(&status, "/sync/0/secretName");
+    assert!(immutable.starts_with("ledger-env-"), "{immutable}");
+    assert_eq!(keys(&immutable).await, "SIGNING_KEY");
+
+    let now = jiff::Timestamp::now();
+    let turn = [
+        "--namespace=shop",
+        "annotate",
+        "secretvault",
+        "payments",
+        &format!("claviger.dev/rotate-secrets=db-password@{now}"),
+    ];
+    cluster.kubectl(&turn, "").await.unwrap();
+    let wait = [
+        "wait",
+        "secretvault/payments",
+        "--namespace=shop",
+        "--for=jsonpath={.status.declared[0].generation}=2",
+        "--timeout=45s",
+    ];
+    cluster.kubectl(&wait, "").await.unwrap();
+    crate::support::eventually(
+        "both passwords to be in the Secret",
+        std::time::Duration::from_secs(30),
+        async || {
+            let keys = keys("payments-env").await;
+            if keys.contains("DB_PASSWORD_PREVIOUS") {
+                Ok(())
+            } else {
+                Err(keys)
+            }
+        },
+    )
+    .await;
+}
+
+/// Runs what the README's tour of vaults has one type, from top to bottom.
+async fn tour(space: &Space) {
+    let page = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, tour) = page.split_once("\n## Tour of SecretVault\n").unwrap();
+    let (tour, _) = tour.split_once("\n## ").unwrap();
+    let mut script = String::from("set -euo pipefail\n");
+    for block in tour.split("```sh\n").skip(1) {
+        script.push_str(block.split_once("```").unwrap().0);
+    }
+    assert!(script.lines().count() > 15, "{script}");
+    // As on a workstation: kubectl, claviger, and claviger as kubectl's plugin.
+    let programs = tempfile::tempdir().unwrap();
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_claviger"));
+    for (name, program) in [
+        ("kubectl", tool("kubectl")),
+        ("claviger", binary.clone()),
+        ("kubectl-claviger", binary),
+    ] {
+        std::os::unix::fs::symlink(program, programs.path().join(name)).unwrap();
+    }
+    let path = std::env::var("PATH").unwrap();
+    let run = tokio::process::Command::new("bash")
+        .args(["-x", "-c", &script])
+        .current_dir(root())
+        .env("PATH", format!("{}:{path}", programs.path().display()))
+        .env("KUBECONFIG", &space.cluster.kubeconfig)
+        .output()
+        .await
+        .unwrap();
+    let told = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{told}");
 }
 
 /// The message that the comment of a manifest announces, its lines joined.
@@ -139,6 +250,8 @@ async fn what_the_chart_tells_people_to_try_works() {
     let notes = fs::read_to_string(chart.join("templates/NOTES.txt")).unwrap();
     let (_, manifest) = notes.split_once("<<'EOF'\n").unwrap();
     let (manifest, rest) = manifest.split_once("  EOF\n").unwrap();
+    let (_, vault) = rest.split_once("<<'EOF'\n").unwrap();
+    let (vault, _) = vault.split_once("  EOF\n").unwrap();
     let kubectl = async |args: &[&str], input: &str| {
         let args = [&["--namespace", &space.name], args].concat();
         cluster.kubectl(&args, input).await.unwrap()
@@ -173,6 +286,14 @@ async fn what_the_chart_tells_people_to_try_works() {
         assert!(!described.contains(value.as_str()), "{described}");
     }
     kubectl(&["delete", "functionkey", "try"], "").await;
+    kubectl(&["apply", "-f", "-"], vault).await;
+    let ready = "--for=condition=Ready";
+    kubectl(&["wait", "secretvault/try", ready, "--timeout=45s"], "").await;
+    assert_eq!(space.data("try-env").await["PASSWORD"].len(), 32);
+    let delete = ["delete", "secretvault", "try", "--timeout=45s"];
+    kubectl(&delete, "").await;
+    let left = kubectl(&["get", "secrets", "-l", "claviger.dev/vault=try"], "").await;
+    assert_eq!(left, "", "everything goes");
 
     // The example of the chart's own page.
     let about = fs::read_to_string(chart.join("Chart.yaml")).unwrap();

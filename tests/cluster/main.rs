@@ -32,5 +32,7 @@ mod vault_crash;
 mod vault_kms;
 mod vault_manifests;
 mod vault_outage;
+mod vault_plugin;
 mod vault_recovery;
 mod vault_rights;
+mod vault_user;

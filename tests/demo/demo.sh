@@ -77,6 +77,39 @@ for entry in sorted(data):
     print(f"    {entry:<42} {text[:6]}…{text[44:48]}…")'
 }
 
+letters() { # letters SECRET ENTRY...: entries beside each other, of each value the first letters
+  kubectl -n shop get secret "$1" -o json |
+    python3 -c 'import base64,json,sys
+data = json.load(sys.stdin).get("data", {})
+for entry in sys.argv[1:]:
+    text = base64.b64decode(data[entry]).decode() if entry in data else ""
+    print(f"    {entry:<22}", text[:4] + "…" if text else "(none)")' "${@:2}"
+}
+
+newest_object() { # newest_object SECRET: the object of the newest version of a vault's secret
+  kubectl -n shop get secrets -o json \
+    -l claviger.dev/content=vault-secret-version,claviger.dev/vault=payments |
+    python3 -c 'import json,sys
+meta = [item["metadata"] for item in json.load(sys.stdin)["items"]]
+said = lambda meta: json.loads(meta["annotations"]["claviger.dev/attributes"])["name"]
+print([one["name"] for one in meta if said(one) == sys.argv[1]][-1])' "$1"
+}
+
+ciphertext() { # ciphertext OBJECT: what stands in it, long lines cut
+  kubectl -n shop get secret "$1" -o json |
+    python3 -c 'import json,sys
+cut = lambda text: text if len(text) <= 80 else text[:79] + "…"
+secret = json.load(sys.stdin)
+print("    data:")
+for key, text in secret["data"].items():
+    print("      " + cut(f"{key}: {text}"))
+print("    immutable:", str(secret["immutable"]).lower())
+print("    metadata.annotations:")
+for key, text in sorted(secret["metadata"]["annotations"].items()):
+    print("      " + cut(f"{key}: {text}"))
+print("    type:", secret["type"])'
+}
+
 up() {
   cd "$root"
   command -v python3 >/dev/null || die "python3 is needed to show values shortened"
@@ -100,11 +133,12 @@ up() {
   # No kubelet runs here: the operator is started by hand below, with the chart's ServiceAccount.
   show helm install claviger charts/claviger --namespace "$system" --create-namespace \
     --set replicaCount=0 --hide-notes
-  kubectl wait --for=condition=established --timeout=30s crd/functionkeys.claviger.dev >/dev/null
+  kubectl wait --for=condition=established --timeout=30s \
+    crd/functionkeys.claviger.dev crd/secretvaults.claviger.dev >/dev/null
   operator_kubeconfig
   setsid env -i PATH="$PATH" KUBECONFIG="$demo/operator.kubeconfig" "$demo/bin/claviger" run \
     --system-namespace "$system" --admin-address 127.0.0.1:"$(free_port)" \
-    --host-reload-delay 3s --restart-delay 1s \
+    --host-reload-delay 3s --restart-delay 1s --ring-grace 1s \
     >/dev/null 2>"$demo/claviger.log" </dev/null &
   echo $! >"$demo/claviger.pid"
   waits_for "the operator to lead" 60 grep -q ' leading' "$demo/claviger.log"
@@ -112,7 +146,7 @@ up() {
 
   step "3. Keys are declared; nobody writes a value"
   show kubectl apply -f examples/
-  kubectl -n shop wait --for=condition=Ready --timeout=60s functionkeys --all >/dev/null
+  kubectl -n shop wait --for=condition=Ready --timeout=60s functionkeys,secretvaults --all >/dev/null
   show kubectl -n shop get functionkeys
   say "what the Functions host of the app reads (values shortened):"
   entries
@@ -129,8 +163,40 @@ up() {
   show kubectl -n shop get functionkey orders-default
   say "the previous value works until the overlap ends; then it is removed by itself"
 
-  step "5. What is wrong is refused at the door"
+  step "5. A vault: what it holds is encrypted, what pods need is synced"
+  show kubectl -n shop get secretvaults
+  show kubectl -n shop get secrets -l claviger.dev/vault=payments
+  local object before
+  object=$(newest_object db-password)
+  say "whoever may read Secrets sees this of a version of the password: a name, dates, and ciphertext"
+  printf '  %s$ kubectl -n shop get secret %s -o yaml%s\n' "$dim" "$object" "$plain"
+  ciphertext "$object"
+  say "and what the vault writes for the pods, which is a Secret like any other (values shortened):"
+  letters payments-env DB_PASSWORD DB_PASSWORD_PREVIOUS PROVIDER_API_KEY
+
+  step "6. Its password turns, with an overlap"
+  show kubectl claviger rotate secretvault/payments --secret db-password --namespace shop
+  waits_for "the new password" 30 has_previous_password
+  letters payments-env DB_PASSWORD DB_PASSWORD_PREVIOUS
+  waits_for "the restart" 30 payments_restarted
+  say "one write, one restart of its Deployment; the previous version ends by itself:"
+  show kubectl claviger status secretvault/payments --namespace shop
+
+  step "7. Its key ring turns, and everything is re-wrapped"
+  before=$(kubectl -n shop get secret payments-env -o jsonpath='{.metadata.resourceVersion}')
+  show kubectl claviger rotate secretvault/payments --namespace shop
+  waits_for "the re-wrap" 30 rewrapped
+  show kubectl -n shop get secretvault payments \
+    -o jsonpath='{range .status.keyRing.versions[*]}ring version {.version}: {.secrets} objects{"\n"}{end}'
+  if [[ $before == "$(kubectl -n shop get secret payments-env -o jsonpath='{.metadata.resourceVersion}')" ]]; then
+    say "nothing is under version 1 any more, so it is destroyed; no Secret of a pod was touched"
+  else
+    die "a turn of the ring has touched payments-env"
+  fi
+
+  step "8. What is wrong is refused at the door"
   show kubectl apply -f "examples/refused/overlap-longer-than-interval.yaml"
+  show kubectl apply -f "examples/refused/vault-guessable-password.yaml"
   say "and values are checked without a cluster:"
   printf '  %s$ claviger key mint --scope master | claviger key verify --scope function%s\n' "$dim" "$plain"
   claviger key mint --scope master | claviger key verify --scope function | sed 's/^/    /' || true
@@ -142,8 +208,9 @@ up() {
 
   step "Look around"
   say "source target/demo/env"
-  say "kubectl -n shop get functionkeys -o wide"
+  say "kubectl -n shop get functionkeys,secretvaults -o wide"
   say "kubectl explain functionkey.spec.rotation"
+  say "kubectl explain secretvault.spec.secrets"
   say "kubectl claviger status --namespace shop"
   say "logs: target/demo/claviger.log"
   say "stop it with: make demo-down"
@@ -155,6 +222,19 @@ has_previous() {
 
 overlapping() {
   [[ $(kubectl -n shop get functionkey orders-default -o jsonpath='{.status.rotation.phase}') == Overlap && -n $(restarted) ]]
+}
+
+has_previous_password() {
+  kubectl -n shop get secret payments-env -o jsonpath='{.data}' | grep -q DB_PASSWORD_PREVIOUS
+}
+
+payments_restarted() {
+  kubectl -n shop get deployment payments -o jsonpath='{.spec.template.metadata.annotations}' | grep -q restarted-at &&
+    kubectl -n shop get secretvault payments -o jsonpath='{.status.declared[*].state}' | grep -q Overlap
+}
+
+rewrapped() {
+  [[ $(kubectl -n shop get secretvault payments -o jsonpath='{.status.keyRing.versions[*].version}') == 2 ]]
 }
 
 restarted() {

@@ -214,6 +214,7 @@ const COMBINATIONS: &[&[&str]] = &[
         "vault.rewrapRate=1,vault.ringGrace=0s",
     ],
     &["--set", "rootKey.kmsSocket=/run/kms/plugin.sock"],
+    &["--values", "examples/helm/kms.yaml"],
     &[
         "--set",
         "rootKey.kind=kms,rootKey.kmsSocket=/run/kms/plugin.sock,prometheusRule.enabled=true,prometheusRule.renderMode=alwaysRender",

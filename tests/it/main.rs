@@ -8,4 +8,5 @@ mod command_line;
 mod generated;
 mod health;
 mod root_keys;
+mod threats;
 mod vectors;

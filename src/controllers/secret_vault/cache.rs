@@ -75,6 +75,8 @@ pub struct State {
     removed: HashMap<(Name, String), Metadata>,
     /// What came of looking at targets, by vault and target as declared.
     targets: HashMap<Name, BTreeMap<String, TargetReport>>,
+    /// Since when everybody has had an entry, by folded name and number, as it was first seen.
+    reached: HashMap<Name, BTreeMap<(String, u32), Timestamp>>,
 }
 
 /// A shared [`State`].
@@ -112,7 +114,10 @@ impl State {
     /// Takes a vault in; answers the one it replaces.
     pub fn declare(&mut self, vault: Vault) -> Option<Arc<Vault>> {
         let name = Name::from(&vault);
+        let reached = self.reached.remove(&name);
         let before = self.forget(&name);
+        self.reached
+            .extend(reached.map(|reached| (name.clone(), reached)));
         for source in sources(&vault) {
             self.by_source.add(source, &name);
         }
@@ -144,6 +149,7 @@ impl State {
     /// Forgets a vault; answers it.
     pub fn forget(&mut self, name: &Name) -> Option<Arc<Vault>> {
         self.unreadable.remove(name);
+        self.reached.remove(name);
         let before = self.vaults.remove(name)?;
         for source in sources(&before) {
             self.by_source.remove(&source, name);
@@ -169,6 +175,25 @@ impl State {
         if entries.is_empty() {
             self.entries.remove(name);
         }
+    }
+
+    /// Since when everybody has had an entry, of which `at` is what it looks like now. What is written
+    /// or restarted again later, for another secret's sake, does not count.
+    pub fn first_reached(
+        &mut self,
+        vault: &Name,
+        secret: &SecretName,
+        sequence: u32,
+        at: Timestamp,
+    ) -> Timestamp {
+        let known = self.reached.entry(vault.clone()).or_default();
+        let secret = secret.folded();
+        // No overlap goes back further than that.
+        let oldest = sequence.saturating_sub(16);
+        known.retain(|(other, number), _| *other != secret || *number >= oldest);
+        let first = known.entry((secret, sequence)).or_insert(at);
+        *first = at.min(*first);
+        *first
     }
 
     /// A vault by its name.

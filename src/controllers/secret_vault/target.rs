@@ -313,7 +313,15 @@ impl<'a> Users<'a> {
                 );
             }
         }
-        reached
+        drop(state);
+        match reached {
+            Reached::Since(at) => {
+                let mut vaults = context.vaults.lock();
+                let name = Name::from(vault);
+                Reached::Since(vaults.first_reached(&name, secret, sequence, at))
+            }
+            Reached::NotYet => Reached::NotYet,
+        }
     }
 }
 
@@ -1049,24 +1057,39 @@ enum Obstacle {
 /// A Secret that no vault declares any more: what is ours in it goes, if the vault it was filled from
 /// is there and says so by its silence.
 async fn sweep(context: &Context, secret: &Name) -> Result<(), Error> {
-    let object = secret.secret();
-    let observed = context.cache.lock().object(&object);
-    let Some(observed) = observed else {
-        return Ok(());
-    };
-    let Some(record) = record(&observed) else {
-        return Ok(());
-    };
-    let vault = Name::new(&*secret.namespace, &*record.vault);
-    let (vault, unreadable) = {
-        let vaults = context.vaults.lock();
-        (vaults.vault(&vault), vaults.unreadable(&vault).is_some())
-    };
-    let speaks = vault.is_some_and(|vault| !vault.suspended && !vault.deleting && !unreadable);
-    if speaks {
-        withdraw(context, &object, &observed).await?;
+    // Immutable Secrets of a target have other names than it.
+    let held = all(context, |object, record| {
+        object.namespace == secret.namespace
+            && (object.name == secret.name || record.target == secret.name)
+    });
+    for (object, observed) in held {
+        let Some(record) = record(&observed) else {
+            continue;
+        };
+        let vault = Name::new(&*secret.namespace, &*record.vault);
+        let speaks = {
+            let vaults = context.vaults.lock();
+            vaults.unreadable(&vault).is_none()
+                && vaults
+                    .vault(&vault)
+                    .is_some_and(|vault| !vault.suspended && !vault.deleting)
+        };
+        if speaks {
+            withdraw(context, &object, &observed).await?;
+        }
     }
     Ok(())
+}
+
+/// Secrets with bookkeeping of ours, as last observed.
+fn all(context: &Context, wanted: impl Fn(&StoreRef, &Record) -> bool) -> Vec<Seen> {
+    context
+        .cache
+        .lock()
+        .objects()
+        .filter(|(object, observed)| record(observed).is_some_and(|record| wanted(object, record)))
+        .map(|(object, observed)| (object.clone(), Arc::clone(observed)))
+        .collect()
 }
 
 /// Takes everything of ours out of all Secrets that are filled from a vault.
@@ -1074,16 +1097,9 @@ async fn sweep(context: &Context, secret: &Name) -> Result<(), Error> {
 /// # Errors
 /// The write that failed; those before it stand.
 pub async fn withdraw_all(context: &Context, vault: &Name) -> Result<(), Error> {
-    let held: Vec<Seen> = context
-        .cache
-        .lock()
-        .objects()
-        .filter(|(object, observed)| {
-            object.namespace == vault.namespace
-                && record(observed).is_some_and(|record| record.vault == vault.name)
-        })
-        .map(|(object, observed)| (object.clone(), Arc::clone(observed)))
-        .collect();
+    let held = all(context, |object, record| {
+        object.namespace == vault.namespace && record.vault == vault.name
+    });
     for (object, observed) in held {
         withdraw(context, &object, &observed).await?;
     }

@@ -317,10 +317,8 @@ impl Planner<'_> {
             Source::Minted => declared.policy.due(current.created, &self.jitter(declared)),
             Source::Followed(_) => None,
         };
-        let turn = match (
-            declared.source,
-            declared.triggers.turn(&managed.marks, due, now),
-        ) {
+        let asked = declared.triggers.turn(&managed.marks, due, now);
+        let turn = match (declared.source, asked) {
             (Source::Minted, turn) => turn,
             (Source::Followed(Some(digest)), turn) if managed.source != Some(digest) => {
                 if turn == Turn::Revoke {
@@ -331,6 +329,16 @@ impl Planner<'_> {
             }
             (Source::Followed(_), _) => Turn::Wait,
         };
+        if turn == Turn::Wait && asked == Turn::Revoke {
+            // The next value is its source's to give, and revokes this one then. Those before it end now.
+            for (number, mut attributes, _) in self.overlaps(sequence, declared, reached) {
+                attributes.enabled = false;
+                self.amend(number, attributes);
+            }
+            if !self.actions.is_empty() {
+                return self.standing(declared, sequence, current, &managed, reached);
+            }
+        }
         let deferred = turn == Turn::Rotate
             && declared.source == Source::Minted
             && self.promised(sequence, declared, reached) >= MAX_PREVIOUS;

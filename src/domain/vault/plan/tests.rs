@@ -2,7 +2,7 @@
 
 mod world;
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::*;
 use crate::domain::vault::envelope::IndexKey;
@@ -481,12 +481,13 @@ fn a_value_follows_its_source_and_only_a_change_of_it_turns() {
     assert_eq!(short(&shelf.look(Some(&following(2)), EVERYBODY).0), "+2");
     assert_eq!(source(&shelf), Some(digest(2)));
     assert_eq!(shelf.enabled(), [1, 2]);
-    // A revocation waits for the value that replaces the revoked one.
+    // A revocation ends the values before, and waits for the one that replaces the revoked one.
     let mut revoked = following(2);
     revoked.triggers.revoke_generation = 1;
+    assert_eq!(short(&shelf.look(Some(&revoked), EVERYBODY).0), "~1");
     assert_eq!(short(&shelf.look(Some(&revoked), EVERYBODY).0), "");
     revoked.source = Source::Followed(Some(digest(3)));
-    assert_eq!(short(&shelf.look(Some(&revoked), NOBODY).0), "+3 ~1 ~2");
+    assert_eq!(short(&shelf.look(Some(&revoked), NOBODY).0), "+3 ~2");
     // From now on Claviger makes it: what is there is kept.
     let mut made = declared();
     made.triggers.revoke_generation = 1;
@@ -932,7 +933,7 @@ fn a_deletion_made_while_the_clock_was_ahead_can_be_taken_back_and_ends_no_soone
 // In all
 
 #[test]
-fn a_year_of_rotations_takes_milliseconds_and_few_looks() {
+fn a_year_of_daily_turns_takes_few_looks() {
     let wish = Declared {
         policy: Policy {
             interval: Some(DAY),
@@ -944,7 +945,6 @@ fn a_year_of_rotations_takes_milliseconds_and_few_looks() {
         },
         ..declared()
     };
-    let begun = Instant::now();
     let mut shelf = Shelf::new();
     let mut looks = 0;
     while shelf.now < after(DAY * 365) {
@@ -964,7 +964,4 @@ fn a_year_of_rotations_takes_milliseconds_and_few_looks() {
         shelf.generation()
     );
     assert!(looks < 900, "{looks}");
-    let took = begun.elapsed();
-    // Tens of milliseconds; the rest is for a machine that has other things to do.
-    assert!(took.as_secs() < 5, "{took:?}");
 }
