@@ -44,6 +44,7 @@ soak: tools ## The same with ten times as many kills and property cases.
 bench: tools ## Measure against a bare client doing the same writes; prints ratios.
 	cargo bench --locked --bench vault_envelope
 	cargo bench --locked --bench function_keys
+	cargo bench --locked --bench vaults
 
 .PHONY: lint
 lint: ## Formatting and clippy, as CI runs them.

@@ -21,44 +21,33 @@
     reason = "counts and byte sizes, printed with three digits"
 )]
 
+mod measure;
 #[allow(dead_code, unused_imports, reason = "the tests use all of it")]
 #[path = "../tests/cluster/support/mod.rs"]
 mod support;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     future::Future,
-    io::{BufRead, BufReader, Seek, SeekFrom},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use claviger::api::v1alpha1::FunctionKey;
-use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+};
+use measure::{
+    Cost, Requests, child_called, cpu_seconds, figures, in_parallel, median, memory, peer, quiet,
+    rest, say, spent,
 };
 use serde_json::{Value, json};
-use support::{
-    Cluster, Operator, Options, Space,
-    control_plane::SYSTEM,
-    operator::{Launcher, kubeconfig_text, service_account_token},
-    space::condition,
-};
+use support::{Cluster, Operator, Options, Space, operator::Launcher, space::condition};
 
-/// Requests at once, of the bare client and of whoever declares keys to the operator.
-const PARALLEL: usize = 32;
-const OPERATOR: &str = "system:serviceaccount:claviger-system:claviger";
 /// The bare client makes no more keys than this: its time per key does not depend on the number.
 const BARE_KEYS: usize = 5000;
-/// A minute of the slowest machine per thousand keys.
-const PATIENCE: Duration = Duration::from_mins(20);
-
 /// Picks one measured step out of a round.
 type Pick = fn(&Round) -> &Step;
 
@@ -93,24 +82,6 @@ struct Model {
 struct Made {
     secret: Secret,
     status: Value,
-}
-
-/// How long a step took, and the CPU it cost.
-#[derive(Clone, Copy, Default)]
-struct Cost {
-    seconds: f64,
-    control_plane: f64,
-}
-
-/// Requests of the operator in one step.
-#[derive(Default)]
-struct Requests {
-    writes: usize,
-    reads: usize,
-    watches: usize,
-    leases: usize,
-    refused: usize,
-    by_kind: BTreeMap<String, usize>,
 }
 
 struct Step {
@@ -231,11 +202,7 @@ impl Bench {
         say("starting the control plane and installing the chart");
         let cluster = Cluster::shared().await;
         let admin = cluster.admin().await;
-        let token = service_account_token(&admin, SYSTEM, "claviger").await;
-        let kubeconfig = Kubeconfig::from_yaml(&kubeconfig_text(&cluster, None, &token)).unwrap();
-        let config =
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-        let peer = Client::try_from(config.unwrap()).unwrap();
+        let peer = peer(&cluster, &admin).await;
         let idle = std::env::var("BENCH_IDLE")
             .ok()
             .and_then(|text| text.parse().ok())
@@ -440,15 +407,7 @@ impl Bench {
         all_ready(&operator, shape.keys).await;
         let seconds = begun.elapsed().as_secs_f64();
         // The first looks are over when they cost nothing any more.
-        let mut cpu = cpu_seconds(operator.pid);
-        loop {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            let now = cpu_seconds(operator.pid);
-            if now - cpu < 0.05 {
-                break;
-            }
-            cpu = now;
-        }
+        quiet(&operator).await;
         let cpu = cpu_seconds(operator.pid);
         let requests = self.requests(mark, space);
         let mark = self.mark();
@@ -501,89 +460,17 @@ impl Bench {
         keys: usize,
         act: impl FnOnce() -> Doing,
     ) -> Cost {
-        let (begun, cpu) = (Instant::now(), cpu_seconds(self.control_plane));
-        act().await;
-        Cost {
-            seconds: begun.elapsed().as_secs_f64() / keys as f64,
-            control_plane: (cpu_seconds(self.control_plane) - cpu) / keys as f64,
-        }
+        spent(self.control_plane, keys, act).await
     }
 
     /// Where the audit log ends now.
     fn mark(&self) -> u64 {
-        std::fs::metadata(&self.cluster.audit).unwrap().len()
+        Requests::mark(&self.cluster)
     }
 
     /// What the operator asked of the apiserver since.
     fn requests(&self, mark: u64, space: &Space) -> Requests {
-        let mut log = File::open(&self.cluster.audit).unwrap();
-        log.seek(SeekFrom::Start(mark)).unwrap();
-        let mut requests = Requests::default();
-        for line in BufReader::new(log).lines().map_while(Result::ok) {
-            // A line that is being written is not one yet.
-            let Ok(event) = serde_json::from_str::<Value>(&line) else {
-                continue;
-            };
-            let text = |pointer: &str| {
-                event
-                    .pointer(pointer)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-            };
-            let namespace = text("/objectRef/namespace");
-            if text("/user/username") != OPERATOR
-                || ![space.name.as_str(), SYSTEM, ""].contains(&namespace)
-            {
-                continue;
-            }
-            let watch = text("/verb") == "watch";
-            if watch != (text("/stage") == "ResponseStarted") {
-                continue;
-            }
-            let resource = [text("/objectRef/resource"), text("/objectRef/subresource")];
-            let code = event
-                .pointer("/responseStatus/code")
-                .and_then(Value::as_u64)
-                .unwrap_or_default();
-            requests.take(text("/verb"), resource, code);
-        }
-        requests
-    }
-}
-
-impl Requests {
-    fn take(&mut self, verb: &str, [resource, subresource]: [&str; 2], code: u64) {
-        match (verb, resource) {
-            (_, "leases") => self.leases += 1,
-            (_, "events") => {}
-            ("watch", _) => self.watches += 1,
-            _ => {
-                if matches!(verb, "get" | "list") {
-                    self.reads += 1;
-                } else {
-                    self.writes += 1;
-                }
-                self.refused += usize::from(code >= 400);
-                let slash = if subresource.is_empty() { "" } else { "/" };
-                *self
-                    .by_kind
-                    .entry(format!("{verb} {resource}{slash}{subresource}"))
-                    .or_default() += 1;
-            }
-        }
-    }
-
-    fn list(&self) -> String {
-        let kinds: Vec<String> = self
-            .by_kind
-            .iter()
-            .map(|(kind, count)| format!("{count} {kind}"))
-            .collect();
-        if kinds.is_empty() {
-            "none".to_owned()
-        } else {
-            kinds.join(", ")
-        }
+        Requests::since(mark, &self.cluster, &space.name)
     }
 }
 
@@ -631,54 +518,6 @@ async fn raised(api: &Api<DynamicObject>, number: usize) -> DynamicObject {
     api.patch(&Shape::key(number), &PatchParams::default(), &patch)
         .await
         .unwrap()
-}
-
-async fn in_parallel<Doing: Future<Output = ()>>(keys: usize, act: impl Fn(usize) -> Doing) {
-    stream::iter((0..keys).map(act))
-        .buffer_unordered(PARALLEL)
-        .collect::<()>()
-        .await;
-}
-
-/// A pause in which everything comes to rest and the clock gets past the second. Answers when it
-/// ended.
-async fn rest() -> Instant {
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    Instant::now()
-}
-
-/// Waits until the operator's own figures satisfy: a list of all keys would cost more than what is
-/// measured.
-async fn figures(operator: &Operator, what: &str, good: impl Fn(&dyn Fn(&str) -> usize) -> bool) {
-    let begun = Instant::now();
-    loop {
-        let text = operator.get("/metrics").await.unwrap_or_default();
-        let figure = |name: &str| {
-            let value = text
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-            #[allow(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a count or an age"
-            )]
-            value.map_or(usize::MAX, |value| value as usize)
-        };
-        if good(&figure) {
-            return;
-        }
-        assert!(
-            alive(operator.pid),
-            "the operator ended before {what}:\n{}",
-            operator.logged()
-        );
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "waited in vain until {what}:\n{text}\n{}",
-            operator.logged()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 const READY: &str = r#"claviger_resources{kind="FunctionKey",ready="true"}"#;
@@ -795,72 +634,4 @@ fn report(shape: Shape, rounds: &[Round], aims: &mut Vec<(bool, String)>) {
         idle == 0,
         format!("{name}: {idle} requests when idle beside lease and watches (aim 0)"),
     ));
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    let middle = of.len() / 2;
-    if of.len() % 2 == 1 {
-        of[middle]
-    } else {
-        f64::midpoint(of[middle - 1], of[middle])
-    }
-}
-
-/// CPU seconds that a process has used.
-fn cpu_seconds(pid: u32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name in parentheses may hold spaces.
-    let fields: Vec<&str> = text
-        .rsplit_once(')')
-        .unwrap()
-        .1
-        .split_whitespace()
-        .collect();
-    let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
-    // 100 ticks a second on every Linux that Rust runs on.
-    (ticks(11) + ticks(12)) / 100.0
-}
-
-/// The most memory a process ever had resident, and what it has now, in MiB.
-fn memory(pid: u32) -> (f64, f64) {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let field = |name: &str| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .unwrap();
-        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
-    };
-    (field("VmHWM:"), field("VmRSS:"))
-}
-
-/// Whether a process runs; one that has ended stays a zombie until somebody asks for its status.
-fn alive(pid: u32) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    text.rsplit_once(')')
-        .is_some_and(|(_, tail)| !tail.trim_start().starts_with('Z'))
-}
-
-/// The child of this process of that name.
-fn child_called(name: &str) -> u32 {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let own = std::process::id().to_string();
-    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_it = |pid: &u32| {
-        let path = format!("/proc/{pid}/stat");
-        let text = std::fs::read_to_string(Path::new(&path)).unwrap_or_default();
-        let Some((head, tail)) = text.rsplit_once(')') else {
-            return false;
-        };
-        head.ends_with(&format!("({name}")) && tail.split_whitespace().nth(1) == Some(own.as_str())
-    };
-    pids.find(is_it).unwrap()
-}
-
-fn say(what: &str) {
-    use std::io::IsTerminal;
-    if std::io::stderr().is_terminal() {
-        eprintln!("… {what}");
-    }
 }

@@ -3,7 +3,7 @@
 //! Of an entry only the payload is immutable; attributes and envelope stand in annotations, so that
 //! a re-wrap is a patch of metadata. Lists ask for metadata alone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
@@ -12,6 +12,7 @@ use kube::{
     core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     api::{
@@ -33,6 +34,9 @@ const RECOVERY: &str = "recovery.age";
 const RECOVERY_MARK: &str = "recovery.for";
 /// Entries that a list brings at a time.
 const PAGE: u32 = 500;
+/// How many entries, of all vaults together, are written at once: more makes nothing faster, and each
+/// request under way has a connection, and its buffers, to itself.
+const WRITES: usize = 32;
 
 /// The name of the Secret that holds a vault's key ring.
 pub fn ring_name(vault: &str) -> String {
@@ -133,12 +137,23 @@ pub enum Found<T> {
 #[derive(Clone)]
 pub struct Vaults {
     client: Client,
+    writes: Arc<Semaphore>,
 }
 
 impl Vaults {
     /// Objects behind this client.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self {
+            client,
+            writes: Arc::new(Semaphore::new(WRITES)),
+        }
+    }
+
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        self.writes
+            .acquire()
+            .await
+            .expect("the semaphore is never closed")
     }
 
     fn secrets(&self, namespace: &str) -> Api<Secret> {
@@ -174,6 +189,7 @@ impl Vaults {
             immutable: Some(true),
             ..Secret::default()
         };
+        let _permit = self.permit().await;
         let made = self.secrets(namespace).create(&post(), &secret).await?;
         Ok(Metadata::read(&made.metadata))
     }
@@ -197,6 +213,7 @@ impl Vaults {
         let patch = json!({
             "metadata": {"resourceVersion": version, "annotations": annotations},
         });
+        let _permit = self.permit().await;
         let patched = self
             .secrets(namespace)
             .patch_metadata(name, &patch_params(), &Patch::Merge(patch))

@@ -14,7 +14,7 @@ use std::{
 
 use axum::http::StatusCode;
 use claviger::{
-    api::{ATTRIBUTES_ANNOTATION, ENVELOPE_ANNOTATION},
+    api::{ATTRIBUTES_ANNOTATION, ENVELOPE_ANNOTATION, v1alpha1::DeclaredState},
     domain::vault::{
         attributes::{Attributes, Kind},
         envelope::{Binding, DataKey, Envelope, RootKey},
@@ -453,6 +453,15 @@ async fn a_key_ring_that_somebody_meddled_with_opens_nothing_until_it_is_put_bac
         })
         .await;
     let value = scene.turn("a").await;
+    // What is compared below is what nobody has a reason to write again.
+    scene
+        .space
+        .until_vault("main", "past its overlap", |status| {
+            status.declared.iter().any(|secret| {
+                secret.generation == Some(2) && secret.state == Some(DeclaredState::Stable)
+            })
+        })
+        .await;
     let was = scene.meddler.get(&ring).await;
     let bytes = |key: &str| was.data.as_ref().unwrap()[key].0.clone();
     let entries = scene.space.entries("main").await;
@@ -783,7 +792,7 @@ impl Scene {
         let generations = ["db", "api"].map(|name| {
             let secret = status.declared.iter().find(|secret| secret.name == name);
             secret.map_or((0, false), |secret| {
-                let stable = secret.state == Some(claviger::api::v1alpha1::DeclaredState::Stable);
+                let stable = secret.state == Some(DeclaredState::Stable);
                 (secret.generation.unwrap_or_default(), stable)
             })
         });

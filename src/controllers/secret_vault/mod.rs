@@ -170,11 +170,13 @@ async fn bring_about(
     } else {
         perform(context, name, vault, &open, &sources, &mut facts, now).await?
     };
-    if busy {
-        // What follows from what was just written is planned when it stands.
-        context.queue.soon(Item::Vault(name.clone()));
-    }
     call_targets(context, vault);
+    if busy {
+        // What follows from what was just written is planned, and all of it reported, when it stands:
+        // a status of hundreds of secrets costs the apiserver what a hundred entries do.
+        context.queue.soon(Item::Vault(name.clone()));
+        return Ok(None);
+    }
     // 4 The re-wrap, and what it makes superfluous.
     let mut next = facts.next;
     facts.rewrap = if vault.suspended {
@@ -387,27 +389,30 @@ async fn perform(
         open: Arc::clone(open),
         now,
     };
-    let outcomes: Vec<(NameHash, Outcome)> = stream::iter(plans)
+    let outcomes: Vec<(NameHash, Vec<Told>, Outcome)> = stream::iter(plans)
         .map(|(hash, actions)| {
             let (writer, secret) = (&writer, declared.get(&hash).copied());
             let supplied = secret
                 .and_then(|secret| sources.get(&secret.name.folded()))
                 .and_then(|value| value.as_ref().ok());
             async move {
+                let mut told = Vec::new();
                 for action in &actions {
                     match writer.perform(hash, action, secret, supplied).await {
-                        Ok(Ok(())) => announce(context, vault, secret, action),
-                        other => return (hash, other),
+                        Ok(Ok(())) => told.extend(tell(context, secret, action)),
+                        other => return (hash, told, other),
                     }
                 }
-                (hash, Ok(Ok(())))
+                (hash, told, Ok(Ok(())))
             }
         })
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
     let mut failure = None;
-    for (hash, outcome) in outcomes {
+    let mut all_told = Vec::new();
+    for (hash, told, outcome) in outcomes {
+        all_told.extend(told);
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(why)) => {
@@ -418,6 +423,7 @@ async fn perform(
             Err(error) => failure = Some(failure.unwrap_or(error)),
         }
     }
+    announce(context, vault, all_told);
     failure.map_or(Ok(facts.unmakeable.is_empty()), Err)
 }
 
@@ -506,15 +512,46 @@ fn publish(context: &Context, vault: &Vault, type_: EventType, reason: &str, not
         .publish(report::reference(vault), type_, reason, note);
 }
 
-fn announce(context: &Context, vault: &Vault, secret: Option<&DeclaredSecret>, action: &Action) {
+/// What an event is to say of one secret.
+struct Told {
+    reason: &'static str,
+    secret: String,
+    note: String,
+}
+
+/// One event for all secrets to which the same happened at once: an event each would be more than a
+/// person reads, and crowd out those of others.
+fn announce(context: &Context, vault: &Vault, told: Vec<Told>) {
+    let mut by_reason: BTreeMap<&'static str, Vec<Told>> = BTreeMap::new();
+    for told in told {
+        by_reason.entry(told.reason).or_default().push(told);
+    }
+    for (reason, told) in by_reason {
+        let mut told = told.into_iter();
+        let Some(Told { mut note, .. }) = told.next() else {
+            continue;
+        };
+        let others: Vec<String> = told.map(|told| told.secret).collect();
+        if !others.is_empty() {
+            note = format!(
+                "{note}; the same holds for {} more: {}",
+                others.len(),
+                others.join(", ")
+            );
+        }
+        publish(context, vault, EventType::Normal, reason, note);
+    }
+}
+
+/// Counts what was done to a secret; answers what a person should know of it.
+fn tell(context: &Context, secret: Option<&DeclaredSecret>, action: &Action) -> Option<Told> {
     use crate::domain::vault::attributes::Kind;
-    let normal = EventType::Normal;
     let (reason, note) = match action {
         Action::Create { attributes, .. } => {
             let managed = attributes.managed.as_ref();
             let Some(managed) = managed.filter(|managed| managed.generation > 1) else {
                 context.metrics.vault_turned("minted");
-                return;
+                return None;
             };
             let name = &attributes.name;
             if managed.revoked {
@@ -562,9 +599,19 @@ fn announce(context: &Context, vault: &Vault, secret: Option<&DeclaredSecret>, a
                 }
             }
         }
-        Action::Amend { .. } | Action::Remove { .. } => return,
+        Action::Amend { .. } | Action::Remove { .. } => return None,
     };
-    publish(context, vault, normal, reason, note);
+    let (Action::Create { attributes, .. }
+    | Action::Mark { attributes, .. }
+    | Action::Amend { attributes, .. }) = action
+    else {
+        return None;
+    };
+    Some(Told {
+        reason,
+        secret: attributes.name.to_string(),
+        note,
+    })
 }
 
 fn announce_turning(

@@ -44,7 +44,8 @@ pub fn check_supplied(value: &[u8], kind: KeyKind) -> Result<KeyMaterial, Unfit>
             Err(source) => return Err(Unfit::Malformed { source }),
         }
     }
-    let bits = estimate_bits(random.as_bytes());
+    // What repeats may do so with its padding.
+    let bits = estimate_bits(random.as_bytes()).min(estimate_bits(text.as_bytes()));
     ensure!(bits >= MIN_BITS, WeakSnafu { length, bits });
     Ok(KeyMaterial::new(text))
 }
@@ -326,6 +327,7 @@ mod tests {
             "x",
             "=====",
             "hunter2",
+            "0!0AA00A1a=0!0AA00A1a=",
             "correct-horse-battery-staple",
             "correct.horse.battery.staple",
             "password-password-password-password-x",
