@@ -3,11 +3,8 @@
 //! working early, nothing is turned twice, nothing is ever half there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, AtomicU32, Ordering},
-    },
+    collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,9 +22,9 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Operator, Options, Space,
-    control_plane::signal_process,
+    assassin::Assassin,
     operator::Launcher,
-    proxy::{Proxy, Seen, Verdict},
+    proxy::{Proxy, Seen},
     record::{Kept, Record},
     space::condition,
 };
@@ -39,9 +36,6 @@ const KILLS: u32 = 200;
 const STUCK: Duration = Duration::from_secs(30);
 
 const OVERLAP: SignedDuration = SignedDuration::from_secs(3);
-
-/// How many writes are let through before the fatal one, in turn.
-const LET_THROUGH: [i64; 8] = [0, 0, 0, 0, 1, 1, 0, 3];
 
 /// What a run has to have died of, both before and after it was written.
 const PHASES: [&str; 13] = [
@@ -141,64 +135,6 @@ fn phases(seen: &Seen, record: &Record) -> BTreeSet<&'static str> {
     phases
 }
 
-/// The hand that kills.
-struct Assassin {
-    pid: AtomicU32,
-    /// Writes to let through; below zero: nobody is to be killed.
-    patience: AtomicI64,
-    /// Kills by what the write was for: before the write, after it.
-    kills: Mutex<BTreeMap<&'static str, [u32; 2]>>,
-    killed: AtomicU32,
-    lives: AtomicU32,
-}
-
-impl Assassin {
-    fn judge(self: &Arc<Self>, seen: &Seen, record: &Record) -> Verdict {
-        if !seen.writes() || self.patience.load(Ordering::SeqCst) < 0 {
-            return Verdict::Pass;
-        }
-        let phases = phases(seen, record);
-        let mut kills = self.kills.lock().unwrap();
-        // What nobody has died of yet goes before whose turn it is.
-        let missing = |after: &usize| {
-            phases
-                .iter()
-                .any(|phase| kills.get(phase).is_none_or(|moments| moments[*after] == 0))
-        };
-        let new = (0..2).find(missing);
-        let due = self.patience.fetch_sub(1, Ordering::SeqCst) == 0;
-        if !due && new.is_none() {
-            return Verdict::Pass;
-        }
-        self.patience.store(-1, Ordering::SeqCst);
-        let after = new.unwrap_or(usize::from(
-            self.lives.load(Ordering::SeqCst).is_multiple_of(2),
-        ));
-        for phase in phases {
-            kills.entry(phase).or_default()[after] += 1;
-        }
-        self.killed.fetch_add(1, Ordering::SeqCst);
-        let pid = self.pid.load(Ordering::SeqCst);
-        let kill = Box::pin(async move { signal_process(pid, "KILL") });
-        if after == 1 {
-            Verdict::PassThen(kill)
-        } else {
-            Verdict::Drop(kill)
-        }
-    }
-
-    fn killed(&self) -> u32 {
-        self.killed.load(Ordering::SeqCst)
-    }
-
-    /// A phase at which nobody was killed before the write, or after it.
-    fn spared(&self) -> Option<&'static str> {
-        let kills = self.kills.lock().unwrap();
-        let spared = |phase: &&str| kills.get(phase).is_none_or(|moments| moments.contains(&0));
-        PHASES.into_iter().find(spared)
-    }
-}
-
 /// A run with its script.
 struct Run {
     space: Space,
@@ -228,15 +164,8 @@ impl Run {
             ..Options::default()
         };
         let launcher = Launcher::new(&space, &options).await;
-        let assassin = Arc::new(Assassin {
-            pid: AtomicU32::new(0),
-            patience: AtomicI64::new(-1),
-            kills: Mutex::default(),
-            killed: AtomicU32::new(0),
-            lives: AtomicU32::new(0),
-        });
-        let (hand, book) = (Arc::clone(&assassin), record.clone());
-        proxy.judge(move |seen| hand.judge(seen, &book));
+        let book = record.clone();
+        let assassin = Assassin::behind(&proxy, move |seen| phases(seen, &book));
         Self {
             space,
             record,
@@ -249,11 +178,7 @@ impl Run {
     }
 
     fn live(&mut self) {
-        let life = self.assassin.lives.fetch_add(1, Ordering::SeqCst) + 1;
-        let operator = self.launcher.spawn();
-        self.assassin.pid.store(operator.pid, Ordering::SeqCst);
-        let through = LET_THROUGH[usize::try_from(life / 2).unwrap() % LET_THROUGH.len()];
-        self.assassin.patience.store(through, Ordering::SeqCst);
+        let operator = self.assassin.raise(&self.launcher);
         self.operator = Some(operator);
     }
 
@@ -488,11 +413,11 @@ async fn killed_at_every_write_no_key_is_lost_doubled_or_retired_early() {
     run.settled(true).await;
 
     let mut round = 0;
-    while run.assassin.killed() < target || run.assassin.spared().is_some() {
+    while run.assassin.killed() < target || run.assassin.spared(&PHASES).is_some() {
         assert!(
             run.assassin.killed() < 3 * target,
             "nobody was killed before and after: {:?}",
-            run.assassin.spared()
+            run.assassin.spared(&PHASES)
         );
         round += 1;
         for name in ["function", "host", "open"] {
@@ -543,7 +468,7 @@ async fn killed_at_every_write_no_key_is_lost_doubled_or_retired_early() {
     }
 
     // Left alone, it has nothing more to do.
-    run.assassin.patience.store(-1, Ordering::SeqCst);
+    run.assassin.spare();
     let quiet = run.record.length();
     if run.operator.as_mut().is_none_or(Operator::has_ended) {
         run.deaths += 1;
@@ -561,7 +486,7 @@ async fn killed_at_every_write_no_key_is_lost_doubled_or_retired_early() {
     assert_eq!(run.record.gaps(), 0);
     assert!(!operator.logged().contains("panicked"));
 
-    let kills = run.assassin.kills.lock().unwrap().clone();
+    let kills = run.assassin.kills();
     println!("{:24}{:>8}{:>8}", "killed at", "before", "after");
     for (phase, [before, after]) in &kills {
         println!("{phase:24}{before:>8}{after:>8}");

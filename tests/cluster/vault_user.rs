@@ -29,6 +29,47 @@ async fn an_immutable_target_that_is_taken_off_the_list_goes() {
         .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_becomes_immutable_or_plain_again_leaves_nothing_behind() {
+    let space = Space::new("vault-immutable-and-back").await;
+    let _operator = Operator::start(&space, Options::default()).await;
+    let sync = |immutable: bool| {
+        json!([
+            {"target": {"name": "app", "immutable": immutable}, "data": [{"key": "a", "secret": "a"}]},
+            {"target": {"name": "app-other"}, "data": [{"key": "a", "secret": "a"}]},
+        ])
+    };
+    let secrets = json!([{"name": "a", "generate": {}, "rotation": {"overlap": "2s"}}]);
+    let spec = json!({"secrets": secrets, "sync": sync(false)});
+    space.declare_vault("payments", spec).await;
+    space.vault_ready("payments").await;
+    let value = space.data("app").await;
+    let mut hashed = String::new();
+    for immutable in [true, false] {
+        let change = json!({"spec": {"sync": sync(immutable)}});
+        space.change_vault("payments", change).await;
+        let status = space
+            .until_vault("payments", "name the Secret", |status| {
+                let of = |target: &str| {
+                    let mut all = status.sync.iter();
+                    all.find(|sync| sync.target == target)?.secret_name.clone()
+                };
+                of("app").is_some_and(|name| (name == "app") != immutable)
+            })
+            .await;
+        let gone = if immutable {
+            hashed = status.sync[0].secret_name.clone().unwrap();
+            "app"
+        } else {
+            &hashed
+        };
+        space.until_data(gone, "be gone", BTreeMap::is_empty).await;
+        let stays = if immutable { &hashed } else { "app" };
+        assert_eq!(space.data(stays).await, value);
+        assert_eq!(space.data("app-other").await, value);
+    }
+}
+
 /// A vault with one imported secret, whose value before is synced too.
 fn imported(rotation: Value) -> Value {
     let mut spec = json!({

@@ -2,7 +2,7 @@
 //! and who names whom. Fed by the watches and by the answers to our own writes.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -36,7 +36,7 @@ pub struct State {
     by_client: Index<Name>,
     by_source: Index<Name>,
     by_workload: Index<Workload>,
-    objects: HashMap<StoreRef, Arc<Observed>>,
+    objects: BTreeMap<StoreRef, Arc<Observed>>,
     /// Key stores that were deleted while keys are declared in them, as they last were.
     deleted: HashMap<StoreRef, Arc<Observed>>,
     /// Source Secrets without our label, as last read; `None` is an absent one.
@@ -214,6 +214,22 @@ impl State {
     /// All objects that hold values.
     pub fn objects(&self) -> impl Iterator<Item = (&StoreRef, &Arc<Observed>)> {
         self.objects.iter()
+    }
+
+    /// Those of them whose Secrets' names begin with this.
+    pub fn secrets_like<'a>(
+        &'a self,
+        namespace: &str,
+        beginning: &'a str,
+    ) -> impl Iterator<Item = (&'a StoreRef, &'a Arc<Observed>)> {
+        let first = Name::new(namespace, beginning).secret();
+        self.objects
+            .range(first.clone()..)
+            .take_while(move |(object, _)| {
+                object.namespace == first.namespace
+                    && object.kind == first.kind
+                    && object.name.starts_with(beginning)
+            })
     }
 
     /// Takes an observation in, unless a later one is known; says whether it told something new.

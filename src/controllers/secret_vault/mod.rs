@@ -138,14 +138,11 @@ async fn bring_about(
         write_status(context, vault, status).await?;
         Ok(None)
     };
-    let roots = match context.roots.get() {
+    let roots = match context.roots.obtain() {
         Some(Ok(roots)) => roots,
         Some(Err(why)) => return refused(report::stalled(Reason::RootKeyMissing, why)).await,
         // Whoever has looked for them calls for every vault.
-        None => {
-            context.roots.miss();
-            return Ok(None);
-        }
+        None => return Ok(None),
     };
     let (open, turning) = match ring::obtain(context, name, vault, &roots, now).await? {
         Ok(obtained) => obtained,
@@ -325,11 +322,12 @@ fn plan_secrets(
         };
         let plan = plan::plan(&history, declared.as_ref(), asked, &setting, |sequence| {
             secret.map_or(Reached::NotYet, |secret| {
-                users.reached(context, vault, &secret.name, sequence)
+                users.reached(context, vault, &secret.name, sequence, &history)
             })
         });
         if let (Some(secret), Standing::Live(live)) = (secret, &plan.standing)
-            && users.reached(context, vault, &secret.name, live.sequence) == Reached::NotYet
+            && users.reached(context, vault, &secret.name, live.sequence, &history)
+                == Reached::NotYet
         {
             facts.outstanding.get_or_insert_with(|| secret.name.clone());
         }

@@ -435,7 +435,7 @@ fn report(
         );
     }
     let mut sentences = vec![format!(
-        "{} secrets in {} versions, as declared",
+        "{} secret(s) in {} version(s), as declared",
         facts.counts.live, facts.counts.versions
     )];
     let mut reason = Reason::Kept;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 
 use crate::root_keys::RootKeys;
@@ -33,9 +34,14 @@ impl Default for Roots {
 }
 
 impl Roots {
-    /// The root keys, or in words why there are none; nothing until they were looked for.
-    pub fn get(&self) -> Option<Result<Arc<RootKeys>, String>> {
-        self.lock().keys.clone()
+    /// The root keys for a vault that needs them, or in words why there are none; nothing until they
+    /// were looked for, which this is told to do.
+    pub fn obtain(&self) -> Option<Result<Arc<RootKeys>, String>> {
+        let known = self.lock();
+        if known.keys.is_none() {
+            self.missed.notify_one();
+        }
+        known.keys.clone()
     }
 
     /// Takes them in; says whether that is news.
@@ -46,6 +52,10 @@ impl Roots {
             (Some(Err(one)), Err(other)) => one != other,
             _ => true,
         };
+        // Whoever had none before is called again; what is missed from now on is another key.
+        if news && keys.is_ok() {
+            let _ = self.missed.notified().now_or_never();
+        }
         known.keys = Some(keys);
         news
     }
@@ -65,7 +75,7 @@ impl Roots {
         self.lock().backup_verified = at;
     }
 
-    /// A vault needs a root key that is not at hand: perhaps it has been brought back.
+    /// A vault needs another root key than those at hand: perhaps it has been brought back.
     pub fn miss(&self) {
         self.missed.notify_one();
     }

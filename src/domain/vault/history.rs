@@ -7,7 +7,10 @@ use snafu::Snafu;
 
 use crate::domain::{
     ledger::Marks,
-    vault::attributes::{Attributes, Kind, Managed},
+    vault::{
+        attributes::{Attributes, Kind, Managed},
+        name::VersionId,
+    },
 };
 
 /// Why an entry cannot be trusted.
@@ -193,6 +196,11 @@ impl History {
             .filter(|(_, attributes)| attributes.enabled)
     }
 
+    /// Which version has a number, if its entry can be trusted.
+    pub fn id(&self, number: u32) -> Option<VersionId> {
+        Some(self.0.get(&number)?.attributes()?.id)
+    }
+
     /// The number of the next entry.
     pub fn next_sequence(&self) -> u32 {
         self.0
@@ -214,10 +222,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         ledger::Marks,
-        vault::{
-            attributes::Managed,
-            name::{SecretName, VersionId},
-        },
+        vault::{attributes::Managed, name::SecretName},
     };
 
     fn at(second: i64) -> Timestamp {

@@ -106,10 +106,17 @@ impl Placed {
             && self.inputs.iter().all(|(input, made)| now(input) == *made)
     }
 
-    /// How far a value of a secret has got here.
-    pub fn reached(&self, secret: &SecretName, sequence: u32) -> Option<Reached> {
+    /// How far a value of a secret has got here. `id` answers which version has a number: one that
+    /// was purged had perhaps a higher one.
+    pub fn reached(
+        &self,
+        secret: &SecretName,
+        sequence: u32,
+        id: impl Fn(u32) -> Option<VersionId>,
+    ) -> Option<Reached> {
         let made = *self.inputs.get(&input_name(secret, Version::Current))?;
-        Some(if made.number >= sequence {
+        let known = made.id.is_some() && id(made.number) == made.id;
+        Some(if known && made.number >= sequence {
             Reached::Since(self.at)
         } else {
             Reached::NotYet
@@ -254,14 +261,19 @@ mod tests {
 
     #[test]
     fn a_value_has_reached_who_has_it_or_a_later_one() {
-        let reached = |sequence| placed().reached(&secret(), sequence);
+        let known = |number| (number == 3).then_some(VersionId([3; 16]));
+        let reached = |sequence| placed().reached(&secret(), sequence, known);
         assert_eq!(reached(2), Some(Reached::Since(at(100))));
         assert_eq!(reached(3), Some(Reached::Since(at(100))));
         assert_eq!(reached(4), Some(Reached::NotYet));
+        // What has been purged since, and whose number another has or none, is no later one.
+        let anew = |id| placed().reached(&secret(), 1, |_| id);
+        assert_eq!(anew(Some(VersionId([4; 16]))), Some(Reached::NotYet));
+        assert_eq!(anew(None), Some(Reached::NotYet));
         // Whoever reads the version before, or another secret, says nothing of it.
         let mut other = placed();
         other.inputs = BTreeMap::from([("db-password@previous".to_owned(), made(9))]);
-        assert_eq!(other.reached(&secret(), 1), None);
+        assert_eq!(other.reached(&secret(), 1, known), None);
         assert_eq!(
             input_name(&secret(), Version::Previous),
             "db-password@previous"
