@@ -474,6 +474,22 @@ impl State {
             .unwrap_or_default()
     }
 
+    /// An entry, verified, and as observed.
+    pub fn entry(
+        &mut self,
+        vault: &Name,
+        ring: &OpenRing,
+        hash: NameHash,
+        sequence: u32,
+    ) -> Option<(Entry, Held)> {
+        let held = self
+            .entries
+            .get_mut(vault)?
+            .get_mut(&hash)?
+            .get_mut(&sequence)?;
+        Some((verify(ring, hash, sequence, held), held.clone()))
+    }
+
     /// An entry as observed.
     pub fn held(&self, vault: &Name, hash: NameHash, sequence: u32) -> Option<Held> {
         self.entries.get(vault)?.get(&hash)?.get(&sequence).cloned()

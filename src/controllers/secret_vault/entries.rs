@@ -6,14 +6,16 @@ use jiff::Timestamp;
 use snafu::ResultExt;
 use zeroize::Zeroizing;
 
-use super::{cache, ring};
+use super::{
+    cache::{self, Held},
+    ring::{self, OpenRing},
+};
 use crate::{
     api::convert::vault::{DeclaredSecret, Making},
     controllers::{
         context::Context,
         error::{Error, ReadEntrySnafu, WriteEntrySnafu},
         naming::Name,
-        secret_vault::ring::OpenRing,
     },
     domain::{
         key::KeyMaterial,
@@ -45,21 +47,28 @@ pub struct Writer<'a> {
     pub now: Timestamp,
 }
 
-/// A value cannot be made: the manifest asks for what cannot be.
-pub type Unmakeable = String;
+/// What came of an action.
+pub enum Performed {
+    /// It was carried out.
+    Done,
+    /// Somebody else has written since it was decided; another look decides anew.
+    Overtaken,
+    /// The manifest asks for a value that cannot be made, and why it cannot.
+    Unmakeable(String),
+}
 
 impl Writer<'_> {
     /// Performs one action. `supplied` is the value of the source that the secret follows.
     ///
     /// # Errors
-    /// The write that failed; what the manifest asks for in vain comes in the answer.
+    /// The write that failed.
     pub async fn perform(
         &self,
         hash: NameHash,
         action: &Action,
         declared: Option<&DeclaredSecret>,
         supplied: Option<&KeyMaterial>,
-    ) -> Result<Result<(), Unmakeable>, Error> {
+    ) -> Result<Performed, Error> {
         match action {
             Action::Create {
                 sequence,
@@ -67,7 +76,7 @@ impl Writer<'_> {
             } => {
                 let value = match value(declared, supplied, self.now) {
                     Ok(value) => value,
-                    Err(why) => return Ok(Err(why)),
+                    Err(why) => return Ok(Performed::Unmakeable(why)),
                 };
                 self.create(hash, *sequence, attributes, Some(&value))
                     .await?;
@@ -79,10 +88,27 @@ impl Writer<'_> {
             Action::Amend {
                 sequence,
                 attributes,
-            } => self.amend(hash, *sequence, attributes).await?,
-            Action::Remove { sequence } => self.remove(hash, *sequence).await?,
+            } => {
+                let Some(held) = self.decided_on(hash, *sequence, action) else {
+                    return Ok(Performed::Overtaken);
+                };
+                self.amend(hash, *sequence, held, attributes).await?;
+            }
+            Action::Remove { sequence, .. } => {
+                let Some(held) = self.decided_on(hash, *sequence, action) else {
+                    return Ok(Performed::Overtaken);
+                };
+                self.remove(hash, *sequence, held).await?;
+            }
         }
-        Ok(Ok(()))
+        Ok(Performed::Done)
+    }
+
+    /// The entry that an action is about, if it is still what the action was decided on.
+    fn decided_on(&self, hash: NameHash, sequence: u32, action: &Action) -> Option<Held> {
+        let mut state = self.context.vaults.lock();
+        let (entry, held) = state.entry(self.name, &self.open, hash, sequence)?;
+        action.stands(Some(&entry)).then_some(held)
     }
 
     /// Makes an entry. That its number is taken by another entry means that somebody else was
@@ -177,13 +203,10 @@ impl Writer<'_> {
         &self,
         hash: NameHash,
         sequence: u32,
+        held: Held,
         attributes: &Attributes,
     ) -> Result<(), Error> {
-        let held = self.context.vaults.lock().held(self.name, hash, sequence);
-        let Some((held, envelope)) = held.and_then(|held| {
-            let envelope = held.metadata.envelope.parse::<Envelope>().ok()?;
-            Some((held, envelope))
-        }) else {
+        let Ok(envelope) = held.metadata.envelope.parse::<Envelope>() else {
             return Ok(());
         };
         // The version of the ring stays: putting it under another one is the re-wrap's business.
@@ -216,11 +239,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn remove(&self, hash: NameHash, sequence: u32) -> Result<(), Error> {
+    async fn remove(&self, hash: NameHash, sequence: u32, held: Held) -> Result<(), Error> {
         let object = object_name(&self.name.name, hash, sequence);
-        let Some(held) = self.context.vaults.lock().held(self.name, hash, sequence) else {
-            return Ok(());
-        };
         // What was decided on, not what may have come to stand there since a purge.
         let version = &held.metadata.version;
         self.context
@@ -240,7 +260,7 @@ fn value(
     declared: Option<&DeclaredSecret>,
     supplied: Option<&KeyMaterial>,
     now: Timestamp,
-) -> Result<KeyMaterial, Unmakeable> {
+) -> Result<KeyMaterial, String> {
     let nothing = || "there is nothing to make a value from".to_owned();
     match &declared.ok_or_else(nothing)?.making {
         Making::From(_) => supplied.cloned().ok_or_else(nothing),

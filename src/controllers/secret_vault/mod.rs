@@ -41,7 +41,7 @@ use crate::{
         function_key::report::SourceFault,
         naming::Name,
         secret_vault::{
-            entries::Writer,
+            entries::{Performed, Writer},
             report::Facts,
             ring::{OpenRing, Refusal},
         },
@@ -360,7 +360,7 @@ fn declared(secret: &DeclaredSecret, open: &OpenRing, sources: &Sources) -> Decl
 }
 
 /// What came of the actions of one secret.
-type Outcome = Result<Result<(), entries::Unmakeable>, Error>;
+type Outcome = Result<Performed, Error>;
 
 /// Does what was planned; answers whether anything was.
 async fn perform(
@@ -397,11 +397,11 @@ async fn perform(
                 let mut told = Vec::new();
                 for action in &actions {
                     match writer.perform(hash, action, secret, supplied).await {
-                        Ok(Ok(())) => told.extend(tell(context, secret, action)),
+                        Ok(Performed::Done) => told.extend(tell(context, secret, action)),
                         other => return (hash, told, other),
                     }
                 }
-                (hash, told, Ok(Ok(())))
+                (hash, told, Ok(Performed::Done))
             }
         })
         .buffer_unordered(AT_ONCE)
@@ -412,8 +412,8 @@ async fn perform(
     for (hash, told, outcome) in outcomes {
         all_told.extend(told);
         match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(why)) => {
+            Ok(Performed::Done | Performed::Overtaken) => {}
+            Ok(Performed::Unmakeable(why)) => {
                 let secret = declared.get(&hash).map(|secret| secret.name.folded());
                 facts.unmakeable.extend(secret.map(|secret| (secret, why)));
             }

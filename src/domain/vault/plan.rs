@@ -144,7 +144,27 @@ pub enum Action {
     Remove {
         /// Its number.
         sequence: u32,
+        /// What it was when this was decided.
+        seen: Entry,
     },
+}
+
+impl Action {
+    /// Whether an entry, as it is now, is what this was decided on: somebody else may have written in
+    /// the meantime, and their word is not to be lost.
+    pub fn stands(&self, entry: Option<&Entry>) -> bool {
+        match self {
+            // The number is taken by then, and the apiserver refuses.
+            Self::Create { .. } | Self::Mark { .. } => true,
+            Self::Amend { attributes, .. } => {
+                entry.and_then(Entry::attributes).is_some_and(|before| {
+                    before.id == attributes.id
+                        && before.revision.saturating_add(1) == attributes.revision
+                })
+            }
+            Self::Remove { seen, .. } => entry == Some(seen),
+        }
+    }
 }
 
 /// Where a secret stands, for its report.
@@ -541,7 +561,7 @@ impl Planner<'_> {
             if until.is_some_and(|until| until > now) {
                 self.wake(until);
             } else {
-                self.actions.push(Action::Remove { sequence });
+                self.remove(sequence);
             }
         }
     }
@@ -559,9 +579,7 @@ impl Planner<'_> {
         match self.history.state() {
             State::Absent => {
                 // What a purge that was interrupted has left.
-                let left: Vec<u32> = self.history.0.keys().copied().collect();
-                self.actions
-                    .extend(left.into_iter().map(|sequence| Action::Remove { sequence }));
+                self.remove_all();
                 Standing::Absent
             }
             State::Live { sequence, current } => {
@@ -613,10 +631,20 @@ impl Planner<'_> {
 
     /// Everything goes, oldest first, so that what says so goes last.
     fn purge(&mut self) -> Standing {
-        let all: Vec<u32> = self.history.0.keys().copied().collect();
-        self.actions
-            .extend(all.into_iter().map(|sequence| Action::Remove { sequence }));
+        self.remove_all();
         Standing::Purging
+    }
+
+    fn remove_all(&mut self) {
+        for &sequence in self.history.0.keys() {
+            self.remove(sequence);
+        }
+    }
+
+    fn remove(&mut self, sequence: u32) {
+        if let Some(seen) = self.history.0.get(&sequence).cloned() {
+            self.actions.push(Action::Remove { sequence, seen });
+        }
     }
 
     fn create(&mut self, declared: &Declared, marks: Marks, revoked: bool) -> Standing {

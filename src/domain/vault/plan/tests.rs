@@ -166,8 +166,8 @@ impl Shelf {
                 assert_eq!(attributes.id, before.id);
                 self.history.0.insert(*sequence, ok(attributes.clone()));
             }
-            Action::Remove { sequence } => {
-                self.history.0.remove(sequence).unwrap();
+            Action::Remove { sequence, seen } => {
+                assert_eq!(self.history.0.remove(sequence).unwrap(), *seen);
             }
         }
     }
@@ -230,7 +230,7 @@ fn short(actions: &[Action]) -> String {
                 attributes,
             } => format!("{:?}", attributes.kind)[..1].to_owned() + &sequence.to_string(),
             Action::Amend { sequence, .. } => format!("~{sequence}"),
-            Action::Remove { sequence } => format!("-{sequence}"),
+            Action::Remove { sequence, .. } => format!("-{sequence}"),
         })
         .collect();
     words.join(" ")

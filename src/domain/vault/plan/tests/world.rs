@@ -70,7 +70,7 @@ enum Edit {
 }
 
 /// What a secret follows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Following {
     Nothing,
     Source(Option<u8>),
@@ -257,6 +257,8 @@ struct World {
     ids: BTreeSet<VersionId>,
     /// What the door wrote into the middle of a purge.
     late: BTreeSet<String>,
+    /// Values that a revocation was to end of which only the source can give the next.
+    ended: BTreeSet<VersionId>,
 }
 
 fn secret(which: usize) -> SecretName {
@@ -378,6 +380,7 @@ impl World {
             shreds_asked: BTreeSet::new(),
             ids: BTreeSet::new(),
             late: BTreeSet::new(),
+            ended: BTreeSet::new(),
         }
     }
 
@@ -477,15 +480,13 @@ impl World {
         let truth = self.truth(which);
         let attributes = Attributes::parse(&object.attributes).unwrap();
         let newest = truth.0.last_key_value();
-        // A door that decided before a purge began may write into its middle. Either the purge takes
-        // that along, as what came before it, or it is over by then.
+        // A door that decided before a purge began may write into its middle, which takes that along as
+        // what came before it, or after it, as what came last.
         if sequence != truth.next_sequence() {
-            let purging = matches!(truth.state(), State::Purging);
-            // A late recovery of what is purged is a marker without values: it decides nothing.
-            let emptied = truth.values().next().is_none();
             let of_the_door = attributes.managed.is_none();
-            let ok = emptied || purging && of_the_door;
-            assert!(ok, "number {sequence} of {truth:?}");
+            // A late recovery of what was purged is a marker without values: it decides nothing.
+            let emptied = truth.values().next().is_none();
+            assert!(of_the_door || emptied, "number {sequence} of {truth:?}");
         }
         if attributes.kind == Kind::Purging {
             let Some(Entry::Authentic(deleted)) = newest.map(|(_, entry)| entry) else {
@@ -582,6 +583,9 @@ impl World {
         if later.iter().filter_map(managed).any(|it| it.revoked) {
             return;
         }
+        if self.ended.contains(&before.id) {
+            return;
+        }
         let successor = later.first().expect("the current value was disabled");
         let reached = if which == SYNCED {
             let seen = later.iter().filter_map(|it| self.reached.get(&it.id));
@@ -670,6 +674,14 @@ impl World {
         let mut histories = self.open.histories(&self.operator.cache);
         let history = histories.remove(&hash).unwrap_or_default();
         let declared = self.source(which);
+        if let Some(declared) = &declared
+            && matches!(declared.source, Source::Followed(_))
+            && let Some(marks) = history.0.values().rev().find_map(Entry::marks)
+            && declared.triggers.turn(marks, None, self.now) == Turn::Revoke
+        {
+            let values = history.values().map(|(_, attributes)| attributes.id);
+            self.ended.extend(values);
+        }
         plan(
             &history,
             declared.as_ref(),
@@ -757,8 +769,15 @@ impl World {
         let (Action::Create { sequence, .. }
         | Action::Mark { sequence, .. }
         | Action::Amend { sequence, .. }
-        | Action::Remove { sequence }) = action;
+        | Action::Remove { sequence, .. }) = action;
         let name = self.name(which, *sequence);
+        let seen = self.open.histories(&self.operator.cache);
+        let seen = seen.get(&self.hash(which));
+        if !action.stands(seen.and_then(|history| history.0.get(sequence))) {
+            // All that was decided together is decided anew.
+            self.operator.todo.clear();
+            return false;
+        }
         match action {
             Action::Create { attributes, .. } => {
                 let value = match source {
