@@ -22,6 +22,7 @@ use crate::{
         self, Item,
         context::{Context, Settings},
         function_key::cache::Cache,
+        naming::Name,
         objects,
         queue::{Queue, Requests},
         secret_vault::{self, rewrap::Pace, roots::Roots},
@@ -110,6 +111,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
         return Ok(());
     };
     let (queue, requests) = Queue::new();
+    let (rewraps, rewrap_requests) = Queue::new();
     let context = Arc::new(Context {
         objects: Objects::new(client.clone()),
         vault_objects: Vaults::new(client.clone()),
@@ -118,6 +120,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
         pace: Pace::new(args.rewrap_rate),
         cache: Cache::default(),
         queue,
+        rewraps,
         events: Events::new(client.clone(), identity.clone()),
         metrics: Arc::clone(&metrics),
         seal_key,
@@ -137,6 +140,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let resign = CancellationToken::new();
     let election = tokio::spawn(candidate.stand(leads, resign.clone()));
 
+    let requests = (requests, rewrap_requests);
     let outcome = lead(&context, requests, &progress, custody, leading, &stop).await;
     stop.cancel();
     resign.cancel();
@@ -150,7 +154,7 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
 /// Waits for leadership and full caches, then does the work.
 async fn lead(
     context: &Arc<Context>,
-    requests: Requests<Item>,
+    (requests, rewraps): (Requests<Item>, Requests<Name>),
     progress: &Progress,
     custody: Custody,
     mut leading: watch::Receiver<bool>,
@@ -172,6 +176,7 @@ async fn lead(
     let mut working = tokio::spawn(controllers::run(
         Arc::clone(context),
         requests,
+        rewraps,
         work.clone(),
     ));
     let deposed = leading.wait_for(|leads| !*leads);

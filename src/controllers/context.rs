@@ -10,6 +10,7 @@ use crate::{
     controllers::{
         Item,
         function_key::cache::Cache,
+        naming::Name,
         queue::Queue,
         secret_vault::{self, rewrap::Pace, roots::Roots},
     },
@@ -56,6 +57,8 @@ pub struct Context {
     pub pace: Pace,
     /// What is to be looked at.
     pub queue: Queue<Item>,
+    /// Vaults in which something is to be re-wrapped.
+    pub rewraps: Queue<Name>,
     /// Where events go.
     pub events: Events,
     /// Where figures go.

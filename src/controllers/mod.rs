@@ -67,7 +67,12 @@ impl Item {
 
 /// Looks at everything once, then at whatever changes, until `stop`. Call it when the caches are
 /// filled and this process leads.
-pub async fn run(context: Arc<Context>, requests: Requests<Item>, stop: CancellationToken) {
+pub async fn run(
+    context: Arc<Context>,
+    requests: Requests<Item>,
+    rewraps: Requests<Name>,
+    stop: CancellationToken,
+) {
     for item in function_key::everything(&context)
         .into_iter()
         .chain(secret_vault::everything(&context))
@@ -75,10 +80,11 @@ pub async fn run(context: Arc<Context>, requests: Requests<Item>, stop: Cancella
         context.queue.soon(item);
     }
     let workers = context.settings.workers;
-    queue::run(requests, workers, stop, move |item| {
+    let rewrapping = secret_vault::rewrap::run(Arc::clone(&context), rewraps, stop.clone());
+    let looking = queue::run(requests, workers, stop, move |item| {
         look(Arc::clone(&context), item)
-    })
-    .await;
+    });
+    tokio::join!(looking, rewrapping);
 }
 
 async fn look(context: Arc<Context>, item: Item) {

@@ -264,19 +264,34 @@ async fn deleting_and_re_installing_the_definition_loses_no_key_and_later_deleti
                 .declare(name, host_key(name, to("client", name)))
                 .await;
         }
+        let vault = json!({
+            "deletionPolicy": "Delete",
+            "secrets": [{"name": "made", "generate": {}}],
+            "sync": [{"target": {"name": "synced"}, "data": [{"key": "made", "secret": "made"}]}],
+        });
+        space.declare_vault("payments", vault).await;
         for name in names {
             space.ready(name).await;
         }
+        space.vault_ready("payments").await;
     };
     declare().await;
+    let (synced, entries) = (
+        space.data("synced").await,
+        space.entries("payments").await.len(),
+    );
     let (keys, client) = (space.data("keys").await, space.data("client").await);
-    let definition = "functionkeys.claviger.dev";
-    space
-        .cluster
-        .kubectl(&["delete", "crd", definition, "--timeout=30s"], "")
-        .await
-        .unwrap();
+    for kind in ["functionkeys", "secretvaults"] {
+        let definition = format!("{kind}.claviger.dev");
+        space
+            .cluster
+            .kubectl(&["delete", "crd", &definition, "--timeout=30s"], "")
+            .await
+            .unwrap();
+    }
     tokio::time::sleep(A_WHILE).await;
+    assert_eq!(space.data("synced").await, synced);
+    assert_eq!(space.entries("payments").await.len(), entries);
     assert_eq!(space.data("keys").await, keys);
     assert_eq!(space.data("client").await, client);
     // Nor while it is away and the operator starts, nor when it is back and nothing is declared yet.
@@ -290,6 +305,8 @@ async fn deleting_and_re_installing_the_definition_loses_no_key_and_later_deleti
     declare().await;
     assert_eq!(space.data("keys").await, keys);
     assert_eq!(space.data("client").await, client);
+    assert_eq!(space.data("synced").await, synced);
+    assert_eq!(space.entries("payments").await.len(), entries);
     // A key that somebody deletes from then on is deleted, running or not.
     space.undeclare("partner").await;
     space

@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt as _,
-    api::{ObjectMeta, PostParams},
+    api::{ListParams, ObjectMeta, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ use crate::support::{
     control_plane::SYSTEM,
     eventually,
     operator::Launcher,
-    space::host_key,
+    space::{PATIENCE, host_key},
     vault_keys::{Identity, KEEPER},
 };
 
@@ -504,6 +504,23 @@ async fn no_root_key_is_made_where_anything_needs_the_lost_one() {
     }
     none_is_minted(&space).await;
     assert!(space.entries("payments").await.is_empty());
+    // Whoever gives the old ones up, and lets some time pass, may begin anew.
+    for vault in VAULTS {
+        space.delete_vault(vault).await;
+    }
+    eventually("the vaults to go", PATIENCE, async || {
+        let left = space.vaults().list(&ListParams::default()).await.unwrap();
+        if left.items.is_empty() {
+            Ok(())
+        } else {
+            Err(left.items.len().to_string())
+        }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let spec = json!({"secrets": [{"name": "anew", "generate": {}}]});
+    space.declare_vault("anew", spec).await;
+    space.vault_ready("anew").await;
     operator.kill().await;
 }
 

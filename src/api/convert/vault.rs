@@ -72,6 +72,16 @@ pub struct DeclaredSecret {
     pub shape: Shape,
 }
 
+impl DeclaredSecret {
+    /// Which Secret and entry it follows, as `name/key`, if it does.
+    pub fn origin(&self) -> Option<String> {
+        match &self.making {
+            Making::From(source) => Some(format!("{}/{}", source.name, source.key)),
+            Making::Random(_) | Making::Ssh(_) | Making::Tls { .. } => None,
+        }
+    }
+}
+
 /// What stands under a key of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -395,6 +405,11 @@ fn wish(spec: &v1alpha1::SecretVaultSpec, rotate_at: Option<Timestamp>) -> Resul
             .filter_map(|version| u32::try_from(version).ok())
             .collect(),
         shred_vault: spec.shred.unwrap_or_default(),
+        purge_protection: spec
+            .soft_delete
+            .as_ref()
+            .and_then(|soft_delete| soft_delete.purge_protection)
+            .unwrap_or_default(),
     })
 }
 

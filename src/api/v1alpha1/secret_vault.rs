@@ -142,7 +142,7 @@ pub struct SecretVaultSpec {
     pub shred: Option<bool>,
 
     /// `true` leaves everything of this vault as it is: nothing is made, turned, re-wrapped,
-    /// synchronised or purged.
+    /// synchronised or purged. What is to be shredded is shredded nevertheless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
 }
@@ -202,7 +202,8 @@ pub struct SoftDelete {
     )]
     pub retention: Option<String>,
     /// `true`: nobody purges a deleted secret before its retention is over, destroys a version of
-    /// the ring, or deletes the vault with what is in it. Once true it stays so.
+    /// the ring, or deletes the vault with what is in it. Once true it stays so, for a later vault of this name too as long
+    /// as the ring is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purge_protection: Option<bool>,
 }
@@ -224,12 +225,14 @@ pub struct DeclaredSecret {
     pub name: String,
 
     /// Have the value made: of letters (`{}` makes 32 letters and digits), or as a key pair (`tls` or
-    /// `ssh`). Changing how does not change the value there is: it holds from the next turn on.
+    /// `ssh`). Changing how does not change the value there is: it holds from the next turn on. Only an
+    /// imported value is replaced at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generate: Option<Generate>,
 
     /// Bring your own value. The secret follows its source: a changed value there is a new version,
-    /// with overlap.
+    /// with overlap. A value is synced only while it is imported from where it came from: when another
+    /// source, or `generate`, takes its place, it is not handed out as the previous one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_from: Option<ValueFrom>,
 
@@ -332,7 +335,10 @@ pub enum Alphabet {
 /// A key and a certificate that it signs itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.commonName) || (has(self.dnsNames) && self.dnsNames.size() > 0)").message("a certificate needs a name: write tls.dnsNames (what clients check), or tls.commonName, or both"))]
+#[x_kube(
+    validation = Rule::new("has(self.commonName) || (has(self.dnsNames) && self.dnsNames.size() > 0)").message("a certificate needs a name: write tls.dnsNames (what clients check), or tls.commonName, or both"),
+    validation = Rule::new("!has(self.commonName) || (has(self.dnsNames) && self.dnsNames.size() > 0) || self.commonName.matches('^([*][.])?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("tls.commonName alone must be a host name, because clients check it; write tls.dnsNames, and the common name may be any text")
+)]
 #[schemars(description = "")]
 pub struct Tls {
     /// The subject's common name. Left out: the first of `dnsNames`.

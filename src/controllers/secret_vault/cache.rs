@@ -22,7 +22,7 @@ use crate::{
         attributes::{self, Attributes},
         envelope::{Binding, Envelope},
         history::{Entry, Fault, History},
-        name::{NameHash, SecretName, object_name, parse_object_name},
+        name::{NameHash, SecretName, VersionId, object_name, parse_object_name},
     },
     k8s::vault::{Metadata, Ring},
 };
@@ -75,9 +75,12 @@ pub struct State {
     removed: HashMap<(Name, String), Metadata>,
     /// What came of looking at targets, by vault and target as declared.
     targets: HashMap<Name, BTreeMap<String, TargetReport>>,
-    /// Since when everybody has had an entry, by folded name and number, as it was first seen.
-    reached: HashMap<Name, BTreeMap<(String, u32), Timestamp>>,
+    /// Since when everybody has had entries, by folded name and number, as it was first seen.
+    reached: HashMap<Name, Arrivals>,
 }
+
+/// Since when everybody has had an entry of a number, which was of this version.
+type Arrivals = BTreeMap<(String, u32), (VersionId, Timestamp)>;
 
 /// A shared [`State`].
 #[derive(Default)]
@@ -114,10 +117,7 @@ impl State {
     /// Takes a vault in; answers the one it replaces.
     pub fn declare(&mut self, vault: Vault) -> Option<Arc<Vault>> {
         let name = Name::from(&vault);
-        let reached = self.reached.remove(&name);
         let before = self.forget(&name);
-        self.reached
-            .extend(reached.map(|reached| (name.clone(), reached)));
         for source in sources(&vault) {
             self.by_source.add(source, &name);
         }
@@ -149,7 +149,6 @@ impl State {
     /// Forgets a vault; answers it.
     pub fn forget(&mut self, name: &Name) -> Option<Arc<Vault>> {
         self.unreadable.remove(name);
-        self.reached.remove(name);
         let before = self.vaults.remove(name)?;
         for source in sources(&before) {
             self.by_source.remove(&source, name);
@@ -165,6 +164,8 @@ impl State {
 
     /// Forgets what is missed of a vault that is gone.
     pub fn stop_missing(&mut self, name: &Name) {
+        self.reached.remove(name);
+        self.lost.remove(name);
         let Some(entries) = self.entries.get_mut(name) else {
             return;
         };
@@ -183,7 +184,7 @@ impl State {
         &mut self,
         vault: &Name,
         secret: &SecretName,
-        sequence: u32,
+        (sequence, id): (u32, VersionId),
         at: Timestamp,
     ) -> Timestamp {
         let known = self.reached.entry(vault.clone()).or_default();
@@ -191,9 +192,12 @@ impl State {
         // No overlap goes back further than that.
         let oldest = sequence.saturating_sub(16);
         known.retain(|(other, number), _| *other != secret || *number >= oldest);
-        let first = known.entry((secret, sequence)).or_insert(at);
-        *first = at.min(*first);
-        *first
+        let first = known.entry((secret, sequence)).or_insert((id, at));
+        if first.0 != id {
+            *first = (id, at);
+        }
+        first.1 = at.min(first.1);
+        first.1
     }
 
     /// A vault by its name.
@@ -337,7 +341,11 @@ impl State {
         }
         let entries = self.entries.entry(vault.clone()).or_default();
         let known = entries.get(&hash).and_then(|held| held.get(&sequence));
-        if known.is_some_and(|known| !metadata.newer_than(&known.metadata)) {
+        if known.is_some_and(|known| {
+            // One that was missed may be back, or was told of late.
+            let back = known.gone && metadata.version == known.metadata.version;
+            !back && !metadata.newer_than(&known.metadata)
+        }) {
             return false;
         }
         let floor = known.map_or(0, |known| {

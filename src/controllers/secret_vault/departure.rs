@@ -9,10 +9,12 @@ use crate::{
     controllers::{
         context::Context,
         error::{
-            Error, FinalizeSnafu, NamespaceSnafu, ReadRingSnafu, WriteEntrySnafu, WriteRingSnafu,
+            DefinitionSnafu, Error, FinalizeSnafu, NamespaceSnafu, ReadRingSnafu, WriteEntrySnafu,
+            WriteRingSnafu,
         },
         naming::Name,
     },
+    domain::vault::ring::RingDocument,
     k8s::{self, vault::Found},
 };
 
@@ -43,6 +45,13 @@ pub async fn depart(context: &Context, name: &Name, vault: &Vault) -> Result<Out
         return Ok(Outcome::Gone);
     }
     let namespace = &name.namespace;
+    // Nobody decided on this vault who deletes the definition of all, or installs it anew.
+    let defined = k8s::crd::established_since(&context.client, "secretvaults.claviger.dev")
+        .await
+        .context(DefinitionSnafu)?;
+    if defined.is_none() {
+        return release(context, vault).await;
+    }
     let going = k8s::crd::is_namespace_going(&context.client, namespace)
         .await
         .context(NamespaceSnafu { namespace })?;
@@ -51,7 +60,7 @@ pub async fn depart(context: &Context, name: &Name, vault: &Vault) -> Result<Out
     }
     match vault.deletion {
         VaultDeletionPolicy::Retain => release(context, vault).await,
-        VaultDeletionPolicy::Delete if !vault.purge_protection => {
+        VaultDeletionPolicy::Delete if !is_protected(context, name, vault) => {
             destroy(context, name, vault).await?;
             release(context, vault).await
         }
@@ -71,6 +80,13 @@ pub async fn depart(context: &Context, name: &Name, vault: &Vault) -> Result<Out
             )))
         }
     }
+}
+
+/// Whether purge protection is on, or once was.
+fn is_protected(context: &Context, name: &Name, vault: &Vault) -> bool {
+    let ring = context.vaults.lock().ring(name);
+    let document = ring.and_then(|ring| RingDocument::parse(&ring.document).ok());
+    vault.purge_protection || document.is_some_and(|document| document.purge_protection)
 }
 
 /// Everything goes: the key ring first, so that nothing can be read from then on.
@@ -122,7 +138,7 @@ async fn release(context: &Context, vault: &Vault) -> Result<Outcome, Error> {
         .cloned()
         .collect();
     write(context, vault, finalizers).await?;
-    context.vaults.lock().close(&Name::from(vault));
+    context.vaults.lock().bury_ring(&Name::from(vault));
     Ok(Outcome::Gone)
 }
 

@@ -78,13 +78,12 @@ impl Writer<'_> {
                     Ok(value) => value,
                     Err(why) => return Ok(Performed::Unmakeable(why)),
                 };
-                self.create(hash, *sequence, attributes, Some(&value))
-                    .await?;
+                return self.create(hash, *sequence, attributes, Some(&value)).await;
             }
             Action::Mark {
                 sequence,
                 attributes,
-            } => self.create(hash, *sequence, attributes, None).await?,
+            } => return self.create(hash, *sequence, attributes, None).await,
             Action::Amend {
                 sequence,
                 attributes,
@@ -120,7 +119,7 @@ impl Writer<'_> {
         sequence: u32,
         attributes: &Attributes,
         value: Option<&KeyMaterial>,
-    ) -> Result<(), Error> {
+    ) -> Result<Performed, Error> {
         let mut sequence = sequence;
         let last = sequence.saturating_add(MOST_PASSED_OVER);
         loop {
@@ -140,11 +139,16 @@ impl Writer<'_> {
                         sequence = sequence.saturating_add(1);
                         continue;
                     }
+                    Found::Foreign => {
+                        return Ok(Performed::Unmakeable(format!(
+                            "others have taken the names of its next objects, Secret/{object} and those before; remove these"
+                        )));
+                    }
                     Found::Ours(metadata) => {
                         let mut state = self.context.vaults.lock();
                         state.observe_entry(self.name, &object, metadata);
                     }
-                    Found::Foreign | Found::Nothing => {}
+                    Found::Nothing => {}
                 }
             }
             if let Some(metadata) = made.context(WriteEntrySnafu { object: &object })? {
@@ -153,7 +157,7 @@ impl Writer<'_> {
                     .lock()
                     .observe_entry(self.name, &object, metadata);
             }
-            return Ok(());
+            return Ok(Performed::Done);
         }
     }
 

@@ -43,7 +43,7 @@ use crate::{
         secret_vault::{
             entries::{Performed, Writer},
             report::Facts,
-            ring::{OpenRing, Refusal},
+            ring::{Obtained, OpenRing, Refusal},
         },
         source,
     },
@@ -144,7 +144,7 @@ async fn bring_about(
         // Whoever has looked for them calls for every vault.
         None => return Ok(None),
     };
-    let (open, turning) = match ring::obtain(context, name, vault, &roots, now).await? {
+    let obtained = match ring::obtain(context, name, vault, &roots, now).await? {
         Ok(obtained) => obtained,
         Err(Refusal::NoRootKey(why)) => {
             context.roots.miss();
@@ -154,6 +154,11 @@ async fn bring_about(
             return refused(report::stalled(Reason::Unreadable, why)).await;
         }
     };
+    let Obtained {
+        open,
+        turning,
+        failure,
+    } = obtained;
     announce_turning(context, vault, &open, &turning);
     // 3 Its secrets.
     let sources = read_sources(context, vault).await?;
@@ -163,12 +168,12 @@ async fn bring_about(
         .filter_map(|(secret, source)| Some((secret.clone(), source.as_ref().err()?.to_string())))
         .collect();
     let busy = if vault.suspended {
-        false
+        Ok(false)
     } else {
-        perform(context, name, vault, &open, &sources, &mut facts, now).await?
+        perform(context, name, vault, &open, &sources, &mut facts, now).await
     };
     call_targets(context, vault);
-    if busy {
+    if busy? {
         // What follows from what was just written is planned, and all of it reported, when it stands:
         // a status of hundreds of secrets costs the apiserver what a hundred entries do.
         context.queue.soon(Item::Vault(name.clone()));
@@ -176,11 +181,7 @@ async fn bring_about(
     }
     // 4 The re-wrap, and what it makes superfluous.
     let mut next = facts.next;
-    facts.rewrap = if vault.suspended {
-        rewrap::progress(context, name, &open)
-    } else {
-        rewrap::batch(context, name, &open).await?
-    };
+    facts.rewrap = rewrap::progress(context, name, &open);
     let mut open = open;
     if !vault.suspended {
         let in_use = context.vaults.lock().in_use(name);
@@ -202,7 +203,7 @@ async fn bring_about(
         let (rotate_at, _) = vault.ring.triggers.ahead(&open.document.marks);
         next = earliest(next, rotate_at);
         if facts.rewrap.left > 0 {
-            context.queue.soon(Item::Vault(name.clone()));
+            context.rewraps.soon(name.clone());
         }
     }
     // 5 Report.
@@ -212,11 +213,15 @@ async fn bring_about(
         let vaults = context.vaults.lock();
         report::status(vault, name, &open, &facts, &vaults, &workloads, now)
     };
+    if let Some(error) = failure {
+        return Err(error);
+    }
     write_status(context, vault, status).await?;
     Ok(next.filter(|next| *next > now))
 }
 
-fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+/// The earlier of two times, of those that there are.
+pub fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
     one.into_iter().chain(other).min()
 }
 
@@ -316,7 +321,7 @@ fn plan_secrets(
         let setting = Setting {
             now,
             retention: vault.retention,
-            purge_protection: vault.purge_protection,
+            purge_protection: vault.purge_protection || open.document.purge_protection,
             fresh: VersionId(ring::random()),
             vault: open.vault.id,
         };
@@ -352,6 +357,7 @@ fn declared(secret: &DeclaredSecret, open: &OpenRing, sources: &Sources) -> Decl
     Declared {
         name: secret.name.clone(),
         source,
+        origin: secret.origin(),
         policy: secret.policy,
         triggers: secret.triggers.clone(),
         keep: secret.keep,
@@ -408,21 +414,22 @@ async fn perform(
         .collect()
         .await;
     let mut failure = None;
+    let mut anything = false;
     let mut all_told = Vec::new();
     for (hash, told, outcome) in outcomes {
+        anything |= !told.is_empty();
         all_told.extend(told);
         match outcome {
-            Ok(Performed::Done | Performed::Overtaken) => {}
+            Ok(Performed::Done | Performed::Overtaken) => anything = true,
             Ok(Performed::Unmakeable(why)) => {
                 let secret = declared.get(&hash).map(|secret| secret.name.folded());
                 facts.unmakeable.extend(secret.map(|secret| (secret, why)));
             }
-            // A number that was taken is no failure of the others.
             Err(error) => failure = Some(failure.unwrap_or(error)),
         }
     }
     announce(context, vault, all_told);
-    failure.map_or(Ok(facts.unmakeable.is_empty()), Err)
+    failure.map_or(Ok(anything), Err)
 }
 
 fn call_targets(context: &Context, vault: &Vault) {

@@ -153,7 +153,7 @@ pub fn status(
         restarts: restarts(vault, keys),
         effective: Some(VaultEffective {
             retention: render_duration(vault.retention),
-            purge_protection: vault.purge_protection,
+            purge_protection: vault.purge_protection || open.document.purge_protection,
             deletion_policy: vault.deletion,
         }),
     }
@@ -454,6 +454,12 @@ fn report(
             "{} versions are under a key ring version that was shredded",
             facts.counts.unreadable
         ));
+    }
+    if open.document.purge_protection && !vault.purge_protection {
+        sentences.push(
+            "softDelete.purgeProtection was on once and stays on: nothing is shredded, purged or destroyed before its retention is over"
+                .to_owned(),
+        );
     }
     for (secret, at) in &facts.expired {
         sentences.push(format!(

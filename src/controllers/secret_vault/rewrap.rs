@@ -10,25 +10,30 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt, stream};
 use snafu::ResultExt;
 use tokio::{sync::Mutex, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{cache, ring};
 use crate::{
     controllers::{
+        Item,
         context::Context,
         error::{Error, WriteEntrySnafu},
         naming::Name,
+        queue::{self, Requests},
         secret_vault::ring::OpenRing,
     },
     domain::vault::{
         attributes::Attributes,
-        envelope::Envelope,
+        envelope::{Envelope, RingKey},
         history::{Entry, History},
         name::{NameHash, object_name},
     },
 };
 
-/// How many data keys are re-wrapped at once.
+/// How many data keys of a vault are re-wrapped at once.
 const AT_ONCE: usize = 16;
+/// How many vaults are: more share the same pace.
+const VAULTS_AT_ONCE: usize = 2;
 
 /// How fast data keys are re-wrapped, by this process in all.
 pub struct Pace {
@@ -95,16 +100,54 @@ fn grouped(number: usize) -> String {
     text
 }
 
-/// Re-wraps a batch; answers how far the vault is.
+/// Re-wraps vaults that were asked for, one batch after another, until `stop`. It has a queue of its
+/// own: waiting for the pace holds nobody else up.
+pub async fn run(context: Arc<Context>, requests: Requests<Name>, stop: CancellationToken) {
+    queue::run(requests, VAULTS_AT_ONCE, stop, move |name| {
+        look(Arc::clone(&context), name)
+    })
+    .await;
+}
+
+async fn look(context: Arc<Context>, name: Name) {
+    context.rewraps.begun(&name);
+    let (vault, open) = {
+        let state = context.vaults.lock();
+        (state.vault(&name), state.open(&name))
+    };
+    let (Some(vault), Some(open)) = (vault, open) else {
+        return;
+    };
+    if vault.suspended {
+        return;
+    }
+    match batch(&context, &name, &open).await {
+        Ok(left) => {
+            context.rewraps.succeeded(&name);
+            if left > 0 {
+                context.rewraps.soon(name.clone());
+            }
+        }
+        Err(error) => {
+            context.metrics.failed("rewrap", error.category());
+            error.log(&Item::Vault(name.clone()));
+            context.rewraps.retry(name.clone());
+        }
+    }
+    // It reports how far it is, and destroys what has become superfluous.
+    context.queue.soon(Item::Vault(name));
+}
+
+/// Re-wraps a batch; answers how many are left.
 ///
 /// # Errors
 /// The first write that failed; all that did not fail stand. A few failures do not hold the rest of
 /// the batch up.
-pub async fn batch(context: &Context, name: &Name, open: &OpenRing) -> Result<Progress, Error> {
+async fn batch(context: &Context, name: &Name, open: &OpenRing) -> Result<usize, Error> {
     let Some(newest) = open.newest() else {
-        return Ok(Progress::default());
+        return Ok(0);
     };
-    let (waiting, left) = waiting(context, name, open, newest.version());
+    let (waiting, left) = waiting(context, name, open, newest.version(), context.pace.batch());
     let mut outcomes = stream::iter(waiting)
         .map(|(hash, sequence, attributes)| async move {
             context.pace.take().await;
@@ -126,17 +169,20 @@ pub async fn batch(context: &Context, name: &Name, open: &OpenRing) -> Result<Pr
     if let Some(error) = failure {
         return Err(error);
     }
-    Ok(Progress {
-        left,
-        ..progress(context, name, open)
-    })
+    Ok(left)
 }
 
 /// An entry that is to be re-wrapped.
 type Waiting = (NameHash, u32, Arc<Attributes>);
 
 /// The next batch, and how many are left after it. What is not authentic is left as it is.
-fn waiting(context: &Context, name: &Name, open: &OpenRing, newest: u32) -> (Vec<Waiting>, usize) {
+fn waiting(
+    context: &Context,
+    name: &Name,
+    open: &OpenRing,
+    newest: u32,
+    most: usize,
+) -> (Vec<Waiting>, usize) {
     let mut state = context.vaults.lock();
     let mut waiting = Vec::new();
     let mut left = 0;
@@ -149,7 +195,7 @@ fn waiting(context: &Context, name: &Name, open: &OpenRing, newest: u32) -> (Vec
             continue;
         };
         if let Some(Entry::Authentic(attributes)) = history.0.get(&sequence) {
-            if waiting.len() < context.pace.batch() {
+            if waiting.len() < most {
                 waiting.push((hash, sequence, Arc::clone(attributes)));
             } else {
                 left += 1;
@@ -168,7 +214,7 @@ pub fn progress(context: &Context, name: &Name, open: &OpenRing) -> Progress {
     Progress {
         done: in_use.get(&newest.version()).copied().unwrap_or_default(),
         of: in_use.values().sum(),
-        left: 0,
+        left: waiting(context, name, open, newest.version(), 0).1,
     }
 }
 
@@ -186,6 +232,15 @@ async fn one(
     let (Some(newest), Some(old)) = (open.newest(), open.key(held.ring)) else {
         return Ok(());
     };
+    // The ring may have turned while this waited.
+    let turned = context
+        .vaults
+        .lock()
+        .open(name)
+        .is_none_or(|now| now.newest().map(RingKey::version) != Some(newest.version()));
+    if turned {
+        return Ok(());
+    }
     let Ok(envelope) = held.metadata.envelope.parse::<Envelope>() else {
         return Ok(());
     };

@@ -101,7 +101,7 @@ pub async fn obtain(
     vault: &Vault,
     roots: &RootKeys,
     now: Timestamp,
-) -> Result<Result<(Arc<OpenRing>, Turning), Refusal>, Error> {
+) -> Result<Result<Obtained, Refusal>, Error> {
     let observed = context.vaults.lock().ring(name);
     let open = match observed {
         Some(ring) => match open(context, name, &ring, roots).await? {
@@ -123,29 +123,61 @@ pub async fn obtain(
     let root = roots.primary_id().unwrap_or(newest_root);
     let turning = crate::domain::vault::ring::turning(&open.document, &vault.ring, &root, now);
     let behind = open.is_behind(&context.vaults.lock().in_use(name));
-    if behind || vault.suspended || vault.deleting {
-        return Ok(Ok((open, Turning::default())));
-    }
-    if !turning.is_needed(&open.document) {
+    let waits = behind || vault.suspended || vault.deleting;
+    let turning = if behind && !turning.shred_vault {
+        // A ring put back from a backup: what it does not know of must not be lost for good.
+        return Ok(Ok(Obtained::as_it_is(open)));
+    } else if waits {
+        turning.destroying(&open.document)
+    } else {
+        turning
+    };
+    let turned = if turning.is_needed(&open.document) {
+        let shred = &vault.ring.shred;
+        turn(context, name, &open, &turning, shred, roots, now).await
+    } else {
         let recipients = &context.settings.recipients;
-        if recipients.is_empty() || is_sealed(&open, &open.document, recipients) {
-            return Ok(Ok((open, Turning::default())));
+        if waits || recipients.is_empty() || is_sealed(&open, &open.document, recipients) {
+            return Ok(Ok(Obtained::as_it_is(open)));
         }
-        let sealed = unwrap_and_seal(&open, &open.document, recipients, roots).await?;
-        let open = write(context, name, &open, &open.document, sealed, roots).await?;
-        return Ok(Ok((open, Turning::default())));
+        match unwrap_and_seal(&open, &open.document, recipients, roots).await {
+            Ok(sealed) => write(context, name, &open, &open.document, sealed, roots).await,
+            Err(error) => Err(error),
+        }
+    };
+    Ok(Ok(match turned {
+        Ok(open) => Obtained {
+            open,
+            turning,
+            failure: None,
+        },
+        // What is open serves as well until the root key can be used.
+        Err(error @ Error::RootKey { .. }) => Obtained {
+            failure: Some(error),
+            ..Obtained::as_it_is(open)
+        },
+        Err(error) => return Err(error),
+    }))
+}
+
+/// A key ring, and what was done to it.
+pub struct Obtained {
+    /// The ring.
+    pub open: Arc<OpenRing>,
+    /// What was done.
+    pub turning: Turning,
+    /// Why what was to be done could not be.
+    pub failure: Option<Error>,
+}
+
+impl Obtained {
+    fn as_it_is(open: Arc<OpenRing>) -> Self {
+        Self {
+            open,
+            turning: Turning::default(),
+            failure: None,
+        }
     }
-    let open = turn(
-        context,
-        name,
-        &open,
-        &turning,
-        &vault.ring.shred,
-        roots,
-        now,
-    )
-    .await?;
-    Ok(Ok((open, turning)))
 }
 
 async fn open(
@@ -319,6 +351,7 @@ async fn create(
         last: 1,
         shredded: BTreeSet::new(),
         vault_shredded: false,
+        purge_protection: vault.purge_protection,
         marks: Marks {
             ..vault.ring.triggers.baseline(now)
         },
@@ -361,6 +394,7 @@ async fn turn(
 ) -> Result<Arc<OpenRing>, Error> {
     let mut document = open.document.clone();
     document.marks = turning.marks.clone();
+    document.purge_protection |= turning.protect;
     if turning.shred_vault {
         let all: Vec<u32> = document.versions.iter().map(|v| v.version).collect();
         document.shredded.extend(all);

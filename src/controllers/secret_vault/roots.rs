@@ -35,10 +35,10 @@ impl Default for Roots {
 
 impl Roots {
     /// The root keys for a vault that needs them, or in words why there are none; nothing until they
-    /// were looked for, which this is told to do.
+    /// were looked for, which is done again as long as there are none.
     pub fn obtain(&self) -> Option<Result<Arc<RootKeys>, String>> {
         let known = self.lock();
-        if known.keys.is_none() {
+        if !matches!(known.keys, Some(Ok(_))) {
             self.missed.notify_one();
         }
         known.keys.clone()

@@ -302,7 +302,10 @@ impl<'a> Users<'a> {
             Reached::Since(at) => {
                 let mut vaults = context.vaults.lock();
                 let name = Name::from(vault);
-                Reached::Since(vaults.first_reached(&name, secret, sequence, at))
+                let Some(id) = history.id(sequence) else {
+                    return Reached::Since(at);
+                };
+                Reached::Since(vaults.first_reached(&name, secret, (sequence, id), at))
             }
             Reached::NotYet => Reached::NotYet,
         }

@@ -55,6 +55,7 @@ pub fn start(context: &Arc<Context>, scope: Option<&str>, progress: &Progress) {
             context: Arc::clone(context),
             scope: scope.map(str::to_owned),
             listed: HashSet::new(),
+            known: Vec::new(),
         },
         progress.awaits("entries of vaults", scope),
     ));
@@ -262,9 +263,23 @@ struct Entries {
     context: Arc<Context>,
     scope: Option<String>,
     listed: HashSet<Name>,
+    /// What was known when the list was asked for.
+    known: Vec<(Name, String)>,
 }
 
 impl Entries {
+    fn objects(&self) -> Vec<(Name, String)> {
+        let state = self.context.vaults.lock();
+        state
+            .with_entries()
+            .filter(|vault| in_scope(self.scope.as_ref(), vault))
+            .flat_map(|vault| {
+                let objects = state.objects(vault).into_iter();
+                objects.map(|object| (vault.clone(), object))
+            })
+            .collect()
+    }
+
     fn lose(&self, vault: &Name, object: &str, version: Option<&str>) {
         self.context
             .vaults
@@ -307,27 +322,17 @@ impl Follower<PartialObjectMeta<Secret>> for Entries {
 
     fn begin(&mut self) {
         self.listed.clear();
+        self.known = self.objects();
+        self.known = self.objects().into_iter().collect();
     }
 
     fn complete(&mut self) {
         let listed = std::mem::take(&mut self.listed);
-        let lost: Vec<(Name, String)> = {
-            let state = self.context.vaults.lock();
-            let mut lost = Vec::new();
-            for vault in state.with_entries() {
-                if !in_scope(self.scope.as_ref(), vault) {
-                    continue;
-                }
-                for object in state.objects(vault) {
-                    if !listed.contains(&Name::new(&*vault.namespace, &*object)) {
-                        lost.push((vault.clone(), object));
-                    }
-                }
+        // What was made while the list was on its way need not be in it.
+        for (vault, object) in std::mem::take(&mut self.known) {
+            if !listed.contains(&Name::new(&*vault.namespace, &*object)) {
+                self.lose(&vault, &object, None);
             }
-            lost
-        };
-        for (vault, object) in &lost {
-            self.lose(vault, object, None);
         }
     }
 }

@@ -53,6 +53,11 @@ pub struct Managed {
     /// The value of the source that it follows, by its keyed digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<ValueDigest>,
+    /// Where it was imported from: the Secret and its entry, as `name/key`. It is handed out only
+    /// while the manifest imports it from there, because whoever writes the manifest had to show that
+    /// they may read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 impl Managed {

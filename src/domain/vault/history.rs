@@ -257,6 +257,7 @@ mod tests {
                 overlap,
                 revoked,
                 source: None,
+                origin: None,
             })
         };
         let value = || attributes(Kind::Value);

@@ -73,6 +73,8 @@ pub struct Declared {
     pub name: SecretName,
     /// Where its values come from.
     pub source: Source,
+    /// Which Secret and entry it follows, as `name/key`; nothing if it does not.
+    pub origin: Option<String>,
     /// When it turns.
     pub policy: Policy,
     /// What turns it out of turn.
@@ -338,7 +340,10 @@ impl Planner<'_> {
             Source::Followed(_) => None,
         };
         let asked = declared.triggers.turn(&managed.marks, due, now);
+        let imported = managed.source.is_some();
         let turn = match (declared.source, asked) {
+            // What was imported is not ours to go on handing out.
+            (Source::Minted, Turn::Wait) if imported => Turn::Rotate,
             (Source::Minted, turn) => turn,
             (Source::Followed(Some(digest)), turn) if managed.source != Some(digest) => {
                 if turn == Turn::Revoke {
@@ -371,7 +376,11 @@ impl Planner<'_> {
         let (rotate_at, revoke_at) = declared.triggers.ahead(&managed.marks);
         self.wake(rotate_at);
         self.wake(revoke_at);
-        let shaped = shaped(current, declared);
+        let mut shaped = shaped(current, declared);
+        if let (Some(managed), Source::Followed(Some(_))) = (&mut shaped.managed, declared.source) {
+            // The same value from another place.
+            managed.origin.clone_from(&declared.origin);
+        }
         if shaped != *current {
             self.amend(sequence, shaped);
         }
@@ -412,6 +421,7 @@ impl Planner<'_> {
             overlap: 0,
             revoked: false,
             source: None,
+            origin: None,
         };
         let mut attributes = current.clone();
         let mut at = sequence;
@@ -678,6 +688,7 @@ impl Planner<'_> {
                 overlap: overlap.as_secs(),
                 revoked,
                 source,
+                origin: source.and_then(|_| declared.origin.clone()),
             }),
             purge_at: None,
         };
@@ -715,6 +726,7 @@ impl Planner<'_> {
                     overlap: 0,
                     revoked: false,
                     source: None,
+                    origin: None,
                 })
         });
         let attributes = Attributes {

@@ -65,6 +65,9 @@ pub struct RingDocument {
     /// Whether the whole vault was shredded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub vault_shredded: bool,
+    /// Whether purge protection was ever on: it stays on, whatever a later manifest of that name says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub purge_protection: bool,
     /// How far the triggers were acted on.
     #[serde(default)]
     pub marks: Marks,
@@ -122,9 +125,12 @@ pub struct Wish {
     pub shred: BTreeSet<u32>,
     /// Whether to destroy all of them.
     pub shred_vault: bool,
+    /// Whether nothing may be destroyed before its time.
+    pub purge_protection: bool,
 }
 
 /// What is to be done to a ring, all in one write.
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for by itself")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Turning {
     /// A new version is made; it wraps from then on.
@@ -135,6 +141,8 @@ pub struct Turning {
     pub shred: BTreeSet<u32>,
     /// Everything is to be destroyed.
     pub shred_vault: bool,
+    /// Purge protection is to be recorded.
+    pub protect: bool,
     /// The marks to record.
     pub marks: Marks,
 }
@@ -145,8 +153,21 @@ impl Turning {
         self.add
             || self.rewrap
             || self.shred_vault
+            || self.protect
             || !self.shred.is_empty()
             || self.marks != document.marks
+    }
+
+    /// Only what destroys all of the ring, or certain versions of it: that waits for nobody.
+    #[must_use]
+    pub fn destroying(self, document: &RingDocument) -> Self {
+        let newest = document.newest().map(|newest| newest.version);
+        Self {
+            add: newest.is_some_and(|newest| self.shred.contains(&newest)),
+            rewrap: false,
+            marks: document.marks.clone(),
+            ..self
+        }
     }
 }
 
@@ -161,7 +182,8 @@ pub fn due(document: &RingDocument, wish: &Wish) -> Option<Timestamp> {
 
 /// What is to be done to a ring now.
 pub fn turning(document: &RingDocument, wish: &Wish, root: &str, now: Timestamp) -> Turning {
-    if document.vault_shredded || wish.shred_vault {
+    let protected = document.purge_protection || wish.purge_protection;
+    if document.vault_shredded || (wish.shred_vault && !protected) {
         return Turning {
             shred_vault: !document.vault_shredded,
             marks: document.marks.clone(),
@@ -172,7 +194,7 @@ pub fn turning(document: &RingDocument, wish: &Wish, root: &str, now: Timestamp)
         .versions
         .iter()
         .map(|version| version.version)
-        .filter(|version| wish.shred.contains(version))
+        .filter(|version| wish.shred.contains(version) && !protected)
         .collect();
     let newest = document.newest();
     let other_root = newest.is_some_and(|newest| newest.key.root != root);
@@ -194,6 +216,7 @@ pub fn turning(document: &RingDocument, wish: &Wish, root: &str, now: Timestamp)
                 .any(|version| version.key.root != root),
         shred,
         shred_vault: false,
+        protect: wish.purge_protection && !document.purge_protection,
         marks: wish.triggers.handled(&document.marks, now),
     }
 }
@@ -263,6 +286,7 @@ mod tests {
             last: numbers.last().copied().unwrap_or_default(),
             shredded: BTreeSet::new(),
             vault_shredded: false,
+            purge_protection: false,
             marks: Marks::default(),
         }
     }
@@ -334,6 +358,50 @@ mod tests {
         gone.versions.clear();
         gone.vault_shredded = true;
         assert!(!turning(&gone, &Wish::default(), "other", at(3000)).is_needed(&gone));
+    }
+
+    #[test]
+    fn protection_is_recorded_and_outlives_the_manifest_that_asked_for_it() {
+        let mut document = document(&[1, 2]);
+        let mut wish = Wish {
+            purge_protection: true,
+            ..Wish::default()
+        };
+        let first = turning(&document, &wish, "r", at(3000));
+        assert!(first.protect && first.is_needed(&document));
+        document.purge_protection = true;
+        assert!(!turning(&document, &wish, "r", at(3000)).is_needed(&document));
+        for purge_protection in [true, false] {
+            wish = Wish {
+                shred: [1, 2].into(),
+                shred_vault: true,
+                purge_protection,
+                ..Wish::default()
+            };
+            let turning = turning(&document, &wish, "r", at(3000));
+            assert!(!turning.is_needed(&document), "{turning:?}");
+        }
+    }
+
+    #[test]
+    fn destruction_waits_for_nothing_and_brings_nothing_else_about() {
+        let document = document(&[1, 2]);
+        let wish = Wish {
+            shred: [2].into(),
+            triggers: Triggers {
+                generation: 7,
+                ..Triggers::default()
+            },
+            ..Wish::default()
+        };
+        let all = turning(&document, &wish, "other", at(3000));
+        let only = all.destroying(&document);
+        assert_eq!(only.shred, wish.shred);
+        assert!(only.add && !only.rewrap, "the newest is replaced");
+        assert_eq!(only.marks, document.marks);
+        let nothing = turning(&document, &Wish::default(), "other", at(3000));
+        assert!(nothing.add && nothing.rewrap);
+        assert!(!nothing.destroying(&document).is_needed(&document));
     }
 
     #[test]

@@ -16,14 +16,14 @@ use crate::{
         condition::{Reason, Report, State},
         convert::{
             StoreRef, Workload,
-            vault::{Content, Target, Vault},
+            vault::{Content, DeclaredSecret, Target, Vault},
         },
     },
     clock,
     controllers::{
         Item,
         context::Context,
-        error::{Error, WriteSnafu},
+        error::{Class, Error, ReadSnafu, WriteSnafu},
         naming::Name,
         objects,
         secret_vault::{self, cache::TargetReport, entries, ring::OpenRing},
@@ -34,7 +34,7 @@ use crate::{
         vault::{
             attributes::Attributes,
             envelope::ValueDigest,
-            history::{self, Fault, History},
+            history::{self, Entry, Fault, History},
             name::{NameHash, SecretName},
             part::{self, Part},
             sync::{ABSENT, Made, Placed, Record, content_hash, input_name},
@@ -185,8 +185,13 @@ impl Syncer<'_> {
             }
         }
         if target.immutable {
-            self.write_immutable(observed, &object, after, &fates)
+            let conflict = self
+                .write_immutable(observed, &object, after, &fates)
                 .await?;
+            if let Some(conflict) = conflict {
+                let before = held(&self.context.cache.lock(), self.vault, target);
+                return Ok((failed(before, conflict), None));
+            }
         } else {
             self.write(&object, observed, after, data).await?;
         }
@@ -356,6 +361,13 @@ impl Syncer<'_> {
             id: Some(attributes.id),
         };
         match (history.state(), version) {
+            (history::State::Live { current, .. }, Version::Current)
+                if !self.is_ours_to_give(secret, current) =>
+            {
+                let managed = current.managed.as_ref();
+                let origin = managed.and_then(|managed| managed.origin.clone());
+                Err(Obstacle::Imported(origin.unwrap_or_default()))
+            }
             (history::State::Live { sequence, current }, Version::Current) => {
                 match current.not_before.filter(|at| *at > self.now) {
                     Some(at) => Err(Obstacle::NotBefore(at)),
@@ -365,6 +377,7 @@ impl Syncer<'_> {
             }
             (history::State::Live { .. }, Version::Previous) => history
                 .previous()
+                .filter(|(_, attributes)| self.is_ours_to_give(secret, attributes))
                 .map(|(sequence, attributes)| made(sequence, attributes))
                 .ok_or(Obstacle::Absent),
             (history::State::Broken { sequence, fault }, _) => Err(Obstacle::Broken(
@@ -373,6 +386,20 @@ impl Syncer<'_> {
             (history::State::Deleted { .. } | history::State::Purging, _) => Err(Obstacle::Deleted),
             (history::State::Absent, _) => Err(Obstacle::Absent),
         }
+    }
+
+    /// Whether a value may be put into a Secret: one that was imported only while the manifest says
+    /// from where, because its author had to show that they may read it there.
+    fn is_ours_to_give(&self, secret: &SecretName, attributes: &Attributes) -> bool {
+        let managed = attributes.managed.as_ref();
+        let Some(origin) = managed.and_then(|managed| managed.origin.as_ref()) else {
+            return true;
+        };
+        let mut declared = self.vault.secrets.iter();
+        declared
+            .find(|declared| declared.name == *secret)
+            .and_then(DeclaredSecret::origin)
+            .is_some_and(|imported| imported == *origin)
     }
 
     async fn make(
@@ -560,6 +587,15 @@ impl Syncer<'_> {
                 },
                 Some(at),
             ),
+            Obstacle::Imported(origin) => (
+                stalled(
+                    Reason::SourceNotFound,
+                    format!(
+                        "the value of secret {secret} was imported from Secret {origin}, and this vault does not import it from there any more; declare it again, or have the secret turned"
+                    ),
+                ),
+                None,
+            ),
             Obstacle::Broken(fault) => (stalled(Reason::Unreadable, fault), None),
         }
     }
@@ -668,7 +704,7 @@ impl Syncer<'_> {
         current: &StoreRef,
         after: Record,
         fates: &BTreeMap<String, Fate>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Report>, Error> {
         let before = observed.and_then(record);
         let unchanged = before.is_some_and(|before| {
             before.entries.len() == after.entries.len()
@@ -700,55 +736,112 @@ impl Syncer<'_> {
                 name: format!("{}-{hash}", self.target.name),
                 ..current.clone()
             };
-            let known = self.context.cache.lock().object(&object);
-            // The same content as once before: its Secret counts again.
-            let data = if known.is_some() {
-                BTreeMap::new()
-            } else {
-                data
-            };
-            self.write(&object, known.as_deref(), after, data).await?;
-        }
-        Ok(())
-    }
-
-    /// Removes Secrets of earlier contents once the longest overlap of what they hold has passed.
-    async fn prune(&self) -> Result<Option<Timestamp>, Error> {
-        let overlap = self.longest_overlap();
-        let (current, old): (Option<Seen>, Vec<Seen>) = {
-            let state = self.context.cache.lock();
-            let current = held(&state, self.vault, self.target);
-            let old = state
-                .secrets_like(&self.vault.namespace, &self.target.name)
-                .filter(|(object, observed)| {
-                    current
-                        .as_ref()
-                        .is_none_or(|(current, _)| current != *object)
-                        && record(observed).is_some_and(|record| {
-                            record.vault == self.vault.owner.name
-                                && record.target == self.target.name
-                        })
-                })
-                .map(|(object, observed)| (object.clone(), Arc::clone(observed)))
-                .collect();
-            (current, old)
-        };
-        let since = current
-            .as_ref()
-            .and_then(|(_, observed)| last_change(record(observed)?));
-        let Some(until) = since.map(|since| add(since, overlap)) else {
-            return Ok(None);
-        };
-        if old.is_empty() {
-            return Ok(None);
-        }
-        if until > self.now {
-            return Ok(Some(until));
-        }
-        for (object, observed) in old {
-            withdraw(self.context, &object, &observed).await?;
+            let seen = self.context.cache.lock().object(&object);
+            if let Some(seen) = &seen {
+                if !self.is_ours(seen) {
+                    return Ok(Some(not_ours(&object)));
+                }
+                let same = seen.opaque.is_empty()
+                    && seen.values.names().count() == data.len()
+                    && data
+                        .iter()
+                        .all(|(key, value)| seen.values.get(key) == value.as_ref());
+                if same {
+                    // The same content as once before: its Secret counts again.
+                    self.write(&object, Some(seen), after, BTreeMap::new())
+                        .await?;
+                    return Ok(None);
+                }
+                // Somebody has made it anew with another content.
+                withdraw(self.context, &object, seen).await?;
+            }
+            let written = self.write(&object, None, after, data).await;
+            let taken = matches!(&written, Err(error) if error.class() == Class::Conflict);
+            if taken && self.is_taken(&object).await? {
+                return Ok(Some(not_ours(&object)));
+            }
+            written?;
         }
         Ok(None)
+    }
+
+    /// Whether somebody else has a Secret of this name.
+    async fn is_taken(&self, object: &StoreRef) -> Result<bool, Error> {
+        let read = self.context.objects.get(object).await;
+        let read = read.with_context(|_| ReadSnafu {
+            object: object.clone(),
+        })?;
+        Ok(read.is_some_and(|observed| !self.is_ours(&observed)))
+    }
+
+    /// Whether a Secret was made for this target.
+    fn is_ours(&self, observed: &Observed) -> bool {
+        observed.created
+            && record(observed).is_some_and(|record| {
+                record.vault == self.vault.owner.name && record.target == self.target.name
+            })
+    }
+
+    /// Removes Secrets of earlier contents: each the longest overlap after the next was written, or as
+    /// soon as a value in it is not handed out any more.
+    async fn prune(&self) -> Result<Option<Timestamp>, Error> {
+        let overlap = self.longest_overlap();
+        let mut all: Vec<(Option<Timestamp>, Seen)> = {
+            let state = self.context.cache.lock();
+            let Some((current, _)) = held(&state, self.vault, self.target) else {
+                return Ok(None);
+            };
+            let mut all: Vec<(Option<Timestamp>, Seen)> = state
+                .secrets_like(&self.vault.namespace, &self.target.name)
+                .filter(|(object, observed)| **object != current && self.is_ours(observed))
+                .map(|(object, observed)| {
+                    let at = record(observed).and_then(last_change);
+                    (at, (object.clone(), Arc::clone(observed)))
+                })
+                .collect();
+            all.sort_by_key(|(at, _)| *at);
+            all.extend(state.object(&current).map(|observed| {
+                let at = record(&observed).and_then(last_change);
+                (at, (current, observed))
+            }));
+            all
+        };
+        let Some((mut replaced, _)) = all.pop() else {
+            return Ok(None);
+        };
+        let mut next = None;
+        for (at, (object, observed)) in all.into_iter().rev() {
+            let until = replaced.map_or(self.now, |replaced| add(replaced, overlap));
+            replaced = at;
+            if until <= self.now || self.holds_what_ended(&observed) {
+                withdraw(self.context, &object, &observed).await?;
+            } else {
+                next = secret_vault::earliest(next, Some(until));
+            }
+        }
+        Ok(next)
+    }
+
+    /// Whether a Secret of ours holds a value that is not handed out any more. What cannot be trusted
+    /// says nothing.
+    fn holds_what_ended(&self, observed: &Observed) -> bool {
+        let record = record(observed);
+        let mut inputs = record
+            .into_iter()
+            .flat_map(|record| record.entries.values())
+            .flat_map(|placed| &placed.inputs);
+        inputs.any(|(input, made)| {
+            let secret = input.strip_suffix("@previous").unwrap_or(input);
+            let (Some(id), Ok(secret)) = (made.id, SecretName::parse(secret)) else {
+                return false;
+            };
+            let history = self.history(self.open.vault.hash(&secret));
+            match history.0.get(&made.number) {
+                None => true,
+                Some(Entry::Authentic(attributes)) => attributes.id != id || !attributes.enabled,
+                Some(Entry::Gone(_) | Entry::Unreadable(_)) => false,
+            }
+        })
     }
 
     fn longest_overlap(&self) -> SignedDuration {
@@ -769,11 +862,22 @@ impl Syncer<'_> {
     }
 }
 
+fn not_ours(object: &StoreRef) -> Report {
+    stalled(
+        Reason::TargetConflict,
+        format!(
+            "Secret/{} was not made by this vault and is left alone; remove it",
+            object.name
+        ),
+    )
+}
+
 /// Why there is no value to put in.
 enum Obstacle {
     Absent,
     Broken(String),
     Deleted,
     Disabled,
+    Imported(String),
     NotBefore(Timestamp),
 }

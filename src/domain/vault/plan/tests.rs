@@ -30,6 +30,7 @@ fn declared() -> Declared {
     Declared {
         name: SecretName::parse("db-password").unwrap(),
         source: Source::Minted,
+        origin: None,
         policy: Policy {
             interval: None,
             overlap: DAY,
@@ -43,6 +44,7 @@ fn declared() -> Declared {
 fn following(value: u8) -> Declared {
     Declared {
         source: Source::Followed(Some(digest(value))),
+        origin: Some("brought/key".to_owned()),
         ..declared()
     }
 }
@@ -75,6 +77,7 @@ fn managed(generation: u32) -> Attributes {
             overlap: DAY.as_secs(),
             revoked: false,
             source: None,
+            origin: None,
         }),
         ..plain(u8::try_from(generation).unwrap())
     }
@@ -488,10 +491,45 @@ fn a_value_follows_its_source_and_only_a_change_of_it_turns() {
     assert_eq!(short(&shelf.look(Some(&revoked), EVERYBODY).0), "");
     revoked.source = Source::Followed(Some(digest(3)));
     assert_eq!(short(&shelf.look(Some(&revoked), NOBODY).0), "+3 ~2");
-    // From now on Claviger makes it: what is there is kept.
+    // The same value from another place is the same value.
+    let mut moved = revoked.clone();
+    moved.origin = Some("other/key".to_owned());
+    let origin = |shelf: &Shelf| shelf.current().managed.as_ref().unwrap().origin.clone();
+    assert_eq!(origin(&shelf), revoked.origin);
+    assert_eq!(short(&shelf.look(Some(&moved), NOBODY).0), "~3");
+    assert_eq!(origin(&shelf), moved.origin);
+    // From now on Claviger makes it, at once: what was imported is not Claviger's to go on giving.
     let mut made = declared();
     made.triggers.revoke_generation = 1;
+    assert_eq!(short(&shelf.look(Some(&made), EVERYBODY).0), "+4");
+    assert_eq!(source(&shelf), None);
+    assert_eq!(origin(&shelf), None);
     assert_eq!(short(&shelf.look(Some(&made), EVERYBODY).0), "");
+}
+
+#[test]
+fn what_somebody_has_written_to_since_is_decided_anew() {
+    let seen = managed(1);
+    let mut amended = seen.clone();
+    amended.revision += 1;
+    let amend = Action::Amend {
+        sequence: 1,
+        attributes: amended.clone(),
+    };
+    let remove = Action::Remove {
+        sequence: 1,
+        seen: ok(seen.clone()),
+    };
+    for (entry, stands) in [
+        (Some(ok(seen.clone())), true),
+        (Some(ok(amended)), false),
+        (Some(ok(plain(9))), false),
+        (Some(TAMPERED), false),
+        (None, false),
+    ] {
+        assert_eq!(amend.stands(entry.as_ref()), stands, "{entry:?}");
+        assert_eq!(remove.stands(entry.as_ref()), stands, "{entry:?}");
+    }
 }
 
 // Keep

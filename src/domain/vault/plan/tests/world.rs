@@ -350,6 +350,7 @@ impl World {
             last: 1,
             shredded: BTreeSet::new(),
             vault_shredded: false,
+            purge_protection: false,
             marks: Marks::default(),
         };
         let bytes = document.render();
