@@ -254,6 +254,11 @@ fn wrong() -> Vec<(&'static str, Value, &'static str)> {
             "a certificate needs a name: write tls.dnsNames",
         ),
         (
+            "a certificate for a title",
+            generate(json!({"tls": {"commonName": "Payments Service"}})),
+            "tls.commonName alone must be a host name",
+        ),
+        (
             "a certificate for a URL",
             generate(json!({"tls": {"dnsNames": ["https://shop.example"]}})),
             "tls.dnsNames holds host names",

@@ -229,6 +229,7 @@ async fn purge_protection_outlives_the_vault_that_asked_for_it() {
         .await;
     let message = &ready(&message.conditions).unwrap().message;
     assert!(message.contains("is to be deleted, but"), "{message}");
+    assert!(!message.contains("or to Delete"), "{message}");
     assert_eq!(space.entries("payments").await.len(), 1);
     space
         .change_vault("payments", json!({"spec": {"deletionPolicy": "Retain"}}))

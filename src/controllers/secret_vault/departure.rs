@@ -74,8 +74,13 @@ pub async fn depart(context: &Context, name: &Name, vault: &Vault) -> Result<Out
                 destroy(context, name, vault).await?;
                 return release(context, vault).await;
             }
+            let ways_out = if is_protected(context, name, vault) {
+                "softDelete.purgeProtection keeps them until their retention is over; set spec.deletionPolicy to Retain to have only this resource deleted"
+            } else {
+                "set spec.deletionPolicy to Retain to keep them, or to Delete to destroy them"
+            };
             Ok(Outcome::Waiting(format!(
-                "the vault is to be deleted, but {} objects of its secrets are there, which live or can be recovered; set spec.deletionPolicy to Retain to keep them, or to Delete to destroy them",
+                "the vault is to be deleted, but {} object(s) of its secrets are there, which live or can be recovered; {ways_out}",
                 entries.len()
             )))
         }
