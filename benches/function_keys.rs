@@ -26,25 +26,20 @@ mod measure;
 #[path = "../tests/cluster/support/mod.rs"]
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, future::Future, time::Instant};
 
 use claviger::api::v1alpha1::FunctionKey;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use measure::{
-    Cost, Requests, child_called, cpu_seconds, figures, in_parallel, median, memory, peer, quiet,
-    rest, say, spent,
+    Bench, Cost, Requests, cpu_seconds, figures, in_parallel, median, memory, quiet, rest, say,
+    spent,
 };
 use serde_json::{Value, json};
-use support::{Cluster, Operator, Options, Space, operator::Launcher, space::condition};
+use support::{Operator, Options, Space, operator::Launcher, space::condition};
 
 /// The bare client makes no more keys than this: its time per key does not depend on the number.
 const BARE_KEYS: usize = 5000;
@@ -61,16 +56,6 @@ struct Shape {
     keys: usize,
     together: usize,
     rounds: usize,
-}
-
-/// Everything that a measurement needs.
-struct Bench {
-    cluster: Arc<Cluster>,
-    admin: Client,
-    /// The operator's rights: admission costs the bare client what it costs the operator.
-    peer: Client,
-    control_plane: u32,
-    idle: Duration,
 }
 
 /// What the operator made of the first store of a shape: the bare client makes the same.
@@ -198,48 +183,6 @@ impl Shape {
 }
 
 impl Bench {
-    async fn start() -> Self {
-        say("starting the control plane and installing the chart");
-        let cluster = Cluster::shared().await;
-        let admin = cluster.admin().await;
-        let peer = peer(&cluster, &admin).await;
-        let idle = std::env::var("BENCH_IDLE")
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(30);
-        Self {
-            cluster,
-            admin,
-            peer,
-            control_plane: child_called("controlplane"),
-            idle: Duration::from_secs(idle),
-        }
-    }
-
-    /// A namespace to measure in: the tests' own would watch every Secret of it.
-    async fn space(&self, what: &str) -> Space {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static SPACES: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{what}-{}", SPACES.fetch_add(1, Ordering::Relaxed));
-        let namespace = Namespace {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                ..ObjectMeta::default()
-            },
-            ..Namespace::default()
-        };
-        Api::all(self.admin.clone())
-            .create(&PostParams::default(), &namespace)
-            .await
-            .unwrap();
-        Space {
-            cluster: Arc::clone(&self.cluster),
-            client: self.admin.clone(),
-            name,
-            values: Arc::default(),
-        }
-    }
-
     async fn launcher(&self, space: &Space) -> Launcher {
         let options = Options {
             log_level: "info",

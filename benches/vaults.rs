@@ -33,7 +33,7 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -51,20 +51,14 @@ use claviger::{
         vault::{Ring, Vaults},
     },
 };
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::{Namespace, Secret},
-};
-use kube::{
-    Api, Client, ResourceExt,
-    api::{ObjectMeta, PostParams},
-};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{Client, ResourceExt};
 use measure::{
-    Cost, Requests, child_called, cpu_seconds, figures, goes_on, in_parallel, median, memory, peer,
-    quiet, rest, say, spent,
+    Bench, Cost, Requests, cpu_seconds, figures, goes_on, in_parallel, median, memory, quiet, rest,
+    say, spent,
 };
 use serde_json::{Value, json};
-use support::{Cluster, Operator, Options, Space, operator::Launcher, vaults::says};
+use support::{Operator, Options, Space, operator::Launcher, vaults::says};
 
 /// What one vault may declare.
 const TOGETHER: usize = 500;
@@ -92,15 +86,6 @@ struct Shape {
     vaults: usize,
     together: usize,
     rounds: usize,
-}
-
-/// Everything that a measurement needs.
-struct Bench {
-    cluster: Arc<Cluster>,
-    admin: Client,
-    peer: Client,
-    control_plane: u32,
-    idle: Duration,
 }
 
 /// What the operator made of one vault: the bare client makes the same.
@@ -269,48 +254,6 @@ impl Shape {
 }
 
 impl Bench {
-    async fn start() -> Self {
-        say("starting the control plane and installing the chart");
-        let cluster = Cluster::shared().await;
-        let admin = cluster.admin().await;
-        let peer = peer(&cluster, &admin).await;
-        let idle = std::env::var("BENCH_IDLE")
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(30);
-        Self {
-            cluster,
-            admin,
-            peer,
-            control_plane: child_called("controlplane"),
-            idle: Duration::from_secs(idle),
-        }
-    }
-
-    /// A namespace to measure in: the tests' own would watch every Secret of it.
-    async fn space(&self, what: &str) -> Space {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static SPACES: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{what}-{}", SPACES.fetch_add(1, Ordering::Relaxed));
-        let namespace = Namespace {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                ..ObjectMeta::default()
-            },
-            ..Namespace::default()
-        };
-        Api::all(self.admin.clone())
-            .create(&PostParams::default(), &namespace)
-            .await
-            .unwrap();
-        Space {
-            cluster: Arc::clone(&self.cluster),
-            client: self.admin.clone(),
-            name,
-            values: Arc::default(),
-        }
-    }
-
     async fn launcher(&self, space: &Space) -> Launcher {
         let options = Options {
             log_level: "info",

@@ -7,18 +7,21 @@ use std::{
     future::Future,
     io::{BufRead, BufReader, Seek, SeekFrom},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
-    Client, Config,
+    Api, Client, Config,
+    api::{ObjectMeta, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::Value;
 
 use crate::support::{
-    Cluster, Operator,
+    Cluster, Operator, Space,
     control_plane::SYSTEM,
     operator::{kubeconfig_text, service_account_token},
 };
@@ -28,6 +31,62 @@ const PARALLEL: usize = 32;
 const OPERATOR: &str = "system:serviceaccount:claviger-system:claviger";
 /// A minute of the slowest machine per thousand objects.
 const PATIENCE: Duration = Duration::from_mins(20);
+
+/// Everything that a measurement needs.
+pub(crate) struct Bench {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) admin: Client,
+    /// The operator's rights: admission costs the bare client what it costs the operator.
+    pub(crate) peer: Client,
+    /// The process.
+    pub(crate) control_plane: u32,
+    /// How long doing nothing is watched.
+    pub(crate) idle: Duration,
+}
+
+impl Bench {
+    pub(crate) async fn start() -> Self {
+        say("starting the control plane and installing the chart");
+        let cluster = Cluster::shared().await;
+        let admin = cluster.admin().await;
+        let peer = peer(&cluster, &admin).await;
+        let idle = std::env::var("BENCH_IDLE")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(30);
+        Self {
+            cluster,
+            admin,
+            peer,
+            control_plane: child_called("controlplane"),
+            idle: Duration::from_secs(idle),
+        }
+    }
+
+    /// A namespace to measure in: the tests' own would watch every Secret of it.
+    pub(crate) async fn space(&self, what: &str) -> Space {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static SPACES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{what}-{}", SPACES.fetch_add(1, Ordering::Relaxed));
+        let namespace = Namespace {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                ..ObjectMeta::default()
+            },
+            ..Namespace::default()
+        };
+        Api::all(self.admin.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .unwrap();
+        Space {
+            cluster: Arc::clone(&self.cluster),
+            client: self.admin.clone(),
+            name,
+            values: Arc::default(),
+        }
+    }
+}
 
 /// How long a step took, and the CPU it cost the control plane.
 #[derive(Clone, Copy, Default)]

@@ -140,8 +140,6 @@ pub struct Vault {
     pub ring: Wish,
     /// How long a deleted secret can be recovered.
     pub retention: SignedDuration,
-    /// Whether only the end of the retention purges.
-    pub purge_protection: bool,
     /// Secrets that it declares.
     pub secrets: Vec<DeclaredSecret>,
     /// What is asked of deleted secrets, by folded name.
@@ -281,7 +279,6 @@ impl Vault {
             ring,
             retention: span("softDelete.retention", soft_delete.retention.as_ref())?
                 .unwrap_or(DEFAULT_RETENTION),
-            purge_protection: soft_delete.purge_protection.unwrap_or_default(),
             secrets,
             asked,
             sync,

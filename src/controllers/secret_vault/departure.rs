@@ -91,7 +91,9 @@ pub async fn depart(context: &Context, name: &Name, vault: &Vault) -> Result<Out
 fn is_protected(context: &Context, name: &Name, vault: &Vault) -> bool {
     let ring = context.vaults.lock().ring(name);
     let document = ring.and_then(|ring| RingDocument::parse(&ring.document).ok());
-    vault.purge_protection || document.is_some_and(|document| document.purge_protection)
+    document.map_or(vault.ring.purge_protection, |document| {
+        document.is_protected(&vault.ring)
+    })
 }
 
 /// Everything goes: the key ring first, so that nothing can be read from then on.

@@ -321,7 +321,7 @@ fn plan_secrets(
         let setting = Setting {
             now,
             retention: vault.retention,
-            purge_protection: vault.purge_protection || open.document.purge_protection,
+            purge_protection: open.document.is_protected(&vault.ring),
             fresh: VersionId(ring::random()),
             vault: open.vault.id,
         };

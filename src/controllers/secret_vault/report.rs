@@ -153,7 +153,7 @@ pub fn status(
         restarts: restarts(vault, keys),
         effective: Some(VaultEffective {
             retention: render_duration(vault.retention),
-            purge_protection: vault.purge_protection || open.document.purge_protection,
+            purge_protection: open.document.is_protected(&vault.ring),
             deletion_policy: vault.deletion,
         }),
     }
@@ -455,7 +455,7 @@ fn report(
             facts.counts.unreadable
         ));
     }
-    if open.document.purge_protection && !vault.purge_protection {
+    if open.document.purge_protection && !vault.ring.purge_protection {
         sentences.push(
             "softDelete.purgeProtection was on once and stays on: nothing is shredded, purged or destroyed before its retention is over"
                 .to_owned(),

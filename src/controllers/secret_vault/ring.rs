@@ -351,7 +351,7 @@ async fn create(
         last: 1,
         shredded: BTreeSet::new(),
         vault_shredded: false,
-        purge_protection: vault.purge_protection,
+        purge_protection: vault.ring.purge_protection,
         marks: Marks {
             ..vault.ring.triggers.baseline(now)
         },

@@ -108,6 +108,11 @@ impl RingDocument {
         }
     }
 
+    /// Whether nothing may be destroyed before its time: the manifest says so, or one before it did.
+    pub fn is_protected(&self, wish: &Wish) -> bool {
+        self.purge_protection || wish.purge_protection
+    }
+
     /// The version that wraps.
     pub fn newest(&self) -> Option<&RingVersion> {
         self.versions.last()
@@ -182,7 +187,7 @@ pub fn due(document: &RingDocument, wish: &Wish) -> Option<Timestamp> {
 
 /// What is to be done to a ring now.
 pub fn turning(document: &RingDocument, wish: &Wish, root: &str, now: Timestamp) -> Turning {
-    let protected = document.purge_protection || wish.purge_protection;
+    let protected = document.is_protected(wish);
     if document.vault_shredded || (wish.shred_vault && !protected) {
         return Turning {
             shred_vault: !document.vault_shredded,

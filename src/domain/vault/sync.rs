@@ -129,9 +129,20 @@ impl Placed {
 pub fn input_name(secret: &SecretName, version: Version) -> String {
     match version {
         Version::Current => secret.folded(),
-        Version::Previous => format!("{}@previous", secret.folded()),
+        Version::Previous => format!("{}{PREVIOUS}", secret.folded()),
     }
 }
+
+/// Reads what [`input_name`] wrote.
+pub fn read_input(input: &str) -> Option<(SecretName, Version)> {
+    let (secret, version) = match input.strip_suffix(PREVIOUS) {
+        Some(secret) => (secret, Version::Previous),
+        None => (input, Version::Current),
+    };
+    Some((SecretName::parse(secret).ok()?, version))
+}
+
+const PREVIOUS: &str = "@previous";
 
 /// The further of two: what has not reached somebody has not reached all.
 pub fn both(one: Reached, other: Reached) -> Reached {
@@ -278,6 +289,11 @@ mod tests {
             input_name(&secret(), Version::Previous),
             "db-password@previous"
         );
+        for version in [Version::Current, Version::Previous] {
+            let name = input_name(&secret(), version);
+            assert_eq!(read_input(&name), Some((secret(), version)));
+        }
+        assert_eq!(read_input("@previous"), None);
         assert_eq!(input_name(&secret(), Version::Current), "db-password");
     }
 

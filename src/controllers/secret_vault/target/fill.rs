@@ -37,7 +37,7 @@ use crate::{
             history::{self, Entry, Fault, History},
             name::{NameHash, SecretName},
             part::{self, Part},
-            sync::{ABSENT, Made, Placed, Record, content_hash, input_name},
+            sync::{ABSENT, Made, Placed, Record, content_hash, input_name, read_input},
             template::{Input, Outcome, Template, Version},
         },
     },
@@ -342,14 +342,9 @@ impl Syncer<'_> {
 
     /// An input as it is now.
     fn number_of(&self, input: &str) -> Made {
-        let (secret, version) = match input.strip_suffix("@previous") {
-            Some(secret) => (secret, Version::Previous),
-            None => (input, Version::Current),
-        };
-        let Ok(secret) = SecretName::parse(secret) else {
-            return ABSENT;
-        };
-        self.number(&secret, version).unwrap_or(ABSENT)
+        read_input(input)
+            .and_then(|(secret, version)| self.number(&secret, version).ok())
+            .unwrap_or(ABSENT)
     }
 
     /// The entry that an input is, or why there is none.
@@ -831,8 +826,7 @@ impl Syncer<'_> {
             .flat_map(|record| record.entries.values())
             .flat_map(|placed| &placed.inputs);
         inputs.any(|(input, made)| {
-            let secret = input.strip_suffix("@previous").unwrap_or(input);
-            let (Some(id), Ok(secret)) = (made.id, SecretName::parse(secret)) else {
+            let (Some(id), Some((secret, _))) = (made.id, read_input(input)) else {
                 return false;
             };
             let history = self.history(self.open.vault.hash(&secret));
