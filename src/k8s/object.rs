@@ -195,13 +195,18 @@ impl Observed {
         observed
     }
 
-    /// Whether this observation is of a later state than the other. Resource versions of one
-    /// object are ordered integers (KEP-5504).
+    /// Whether this observation is of a later state than the other.
     pub fn newer_than(&self, other: &Self) -> bool {
-        match (self.version.parse::<u64>(), other.version.parse::<u64>()) {
-            (Ok(this), Ok(that)) => this > that,
-            _ => self.version != other.version,
-        }
+        is_newer(&self.version, &other.version)
+    }
+}
+
+/// Whether a resource version is later than another of the same object: they are ordered integers
+/// (KEP-5504). Of any others it is only known whether they differ.
+pub fn is_newer(version: &str, other: &str) -> bool {
+    match (version.parse::<u64>(), other.parse::<u64>()) {
+        (Ok(this), Ok(that)) => this > that,
+        _ => version != other,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
         ATTRIBUTES_ANNOTATION, CONTENT_ENTRY, CONTENT_LABEL, CONTENT_RING, ENVELOPE_ANNOTATION,
         VAULT_LABEL,
     },
-    k8s::object::FIELD_MANAGER,
+    k8s::object::{FIELD_MANAGER, is_newer},
 };
 
 /// The type of an entry's Secret.
@@ -74,10 +74,7 @@ impl Metadata {
 
     /// Whether this observation is of a later state than the other.
     pub fn newer_than(&self, other: &Self) -> bool {
-        match (self.version.parse::<u64>(), other.version.parse::<u64>()) {
-            (Ok(this), Ok(that)) => this > that,
-            _ => self.version != other.version,
-        }
+        is_newer(&self.version, &other.version)
     }
 }
 

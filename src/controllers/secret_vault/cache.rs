@@ -24,7 +24,10 @@ use crate::{
         history::{Entry, Fault, History},
         name::{NameHash, SecretName, VersionId, object_name, parse_object_name},
     },
-    k8s::vault::{Metadata, Ring},
+    k8s::{
+        object::is_newer,
+        vault::{Metadata, Ring},
+    },
 };
 
 /// An entry as observed, and what came of verifying it.
@@ -253,12 +256,8 @@ impl State {
 
     /// Takes a key ring in, unless a later one is known; says whether it told something new.
     pub fn observe_ring(&mut self, vault: Name, ring: Ring) -> bool {
-        let newer = self.rings.get(&vault).is_none_or(|known| {
-            match (ring.version.parse::<u64>(), known.version.parse::<u64>()) {
-                (Ok(this), Ok(that)) => this > that,
-                _ => ring.version != known.version,
-            }
-        });
+        let known = self.rings.get(&vault);
+        let newer = known.is_none_or(|known| is_newer(&ring.version, &known.version));
         if newer {
             self.lost.remove(&vault);
             self.rings.insert(vault, Arc::new(ring));
