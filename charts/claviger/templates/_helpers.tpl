@@ -191,3 +191,23 @@ one Role per namespace, so that the two modes cannot differ.
   resources: [events]
   verbs: [create, patch]
 {{- end }}
+
+{{/*
+Where the server is found, for SDKs: AZURE_AUTHORITY_HOST.
+*/}}
+{{- define "claviger.authority" -}}
+{{- $host := default (printf "%s.%s.svc" (include "claviger.fullname" .) (include "claviger.namespace" .)) .Values.server.name }}
+{{- printf "https://%s/" $host }}
+{{- end }}
+
+{{/*
+Whether labelled pods are given their identity by a policy: where the cluster serves them.
+*/}}
+{{- define "claviger.podIdentity" -}}
+{{- $wish := toString .Values.podIdentity.enabled }}
+{{- if eq $wish "auto" }}
+{{- .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" }}
+{{- else }}
+{{- $wish }}
+{{- end }}
+{{- end }}
