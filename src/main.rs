@@ -40,6 +40,9 @@ fn main() -> ExitCode {
         Command::RootKey(args) => {
             ask(async |client| root_key::run(client, &args, clock::now(), &mut io::stdout()).await)
         }
+        Command::Login(args) => {
+            ask(async |client| plugin::login(client, &args, clock::now, &mut io::stdout()).await)
+        }
         Command::Rotate(args) => turn(&args, Trigger::Rotate),
         Command::Revoke(args) => turn(&args, Trigger::Revoke),
         Command::Recover(args) => bring_back_or_purge(&args, Trigger::Recover),

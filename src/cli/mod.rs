@@ -28,6 +28,8 @@ pub enum Command {
     Crds(CrdsArgs),
     /// Make and check key values, without a cluster.
     Key(key::KeyArgs),
+    /// Be an application's ServiceAccount on this workstation: writes a token and the CA, prints what to eval.
+    Login(plugin::LoginArgs),
     /// Destroy deleted secrets of a vault now, with all their versions, before their retention is over.
     Purge(plugin::DeletedArgs),
     /// Take the deletion of secrets of a vault back.

@@ -1,6 +1,7 @@
 //! What a person does with a cluster from the command line; `kubectl claviger …` when the binary
 //! is called `kubectl-claviger`.
 
+mod login;
 mod status;
 mod vault;
 
@@ -18,6 +19,7 @@ use snafu::{ResultExt, Snafu, ensure};
 
 use crate::api::{REVOKE_AT_ANNOTATION, ROTATE_AT_ANNOTATION, v1alpha1::FunctionKey};
 
+pub use login::{LoginArgs, login};
 pub(super) use status::print;
 pub use status::status;
 pub use vault::bring_back_or_purge;
@@ -142,6 +144,14 @@ pub enum Error {
         /// The vault.
         vault: String,
     },
+    /// A file of the person's own cannot be written.
+    #[snafu(display("cannot write {}: {source}", path.display()))]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The value is somebody else's to change.
     #[snafu(display(
         "cannot {verb} secret {secret}: it follows entry {key} of Secret/{source_secret}; change the value there"
@@ -155,6 +165,24 @@ pub enum Error {
         source_secret: String,
         /// Its entry.
         key: String,
+    },
+    /// The ConfigMap with the CA is not what Claviger wrote.
+    #[snafu(display("ConfigMap/claviger-ca has no entry ca.crt; is Claviger's server installed?"))]
+    NoCertificate,
+    /// There is no place for files.
+    #[snafu(display("there is no home folder to write to; name one by --folder"))]
+    NoHome,
+    /// The apiserver has answered without a token.
+    #[snafu(display("cannot {what}: the apiserver has answered without one"))]
+    NoToken {
+        /// What was asked for.
+        what: String,
+    },
+    /// Others could read the token.
+    #[snafu(display("{} can be entered by others: chmod 700 it, or name another by --folder", path.display()))]
+    NotPrivate {
+        /// Which folder.
+        path: std::path::PathBuf,
     },
     /// A FunctionKey has no secrets.
     #[snafu(display(
