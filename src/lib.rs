@@ -18,6 +18,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod admin;
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod clock;

@@ -8,13 +8,15 @@ use std::{
 
 use clap::{CommandFactory, FromArgMatches};
 use claviger::{
+    agent::AgentArgs,
     api,
     cli::{
         Cli, Command, ControllerArgs, CrdsArgs, key,
         plugin::{self, Trigger},
         root_key,
     },
-    clock, runtime, telemetry,
+    clock, runtime,
+    telemetry::{self, LogFormat},
 };
 
 fn main() -> ExitCode {
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         ),
         Command::Crds(args) => print_crds(&args),
         Command::Controller(args) | Command::Run(args) => controller(args),
+        Command::IdentityAgent(args) => identity_agent(args),
         Command::RootKey(args) => {
             ask(async |client| root_key::run(client, &args, clock::now(), &mut io::stdout()).await)
         }
@@ -86,6 +89,17 @@ fn controller(args: ControllerArgs) -> ExitCode {
     }
     run(async {
         runtime::controller(args)
+            .await
+            .map_err(|error| snafu::Report::from_error(error).to_string())
+    })
+}
+
+fn identity_agent(args: AgentArgs) -> ExitCode {
+    if let Err(error) = telemetry::start(LogFormat::default(), "info") {
+        return fail(error);
+    }
+    run(async {
+        runtime::identity_agent(args)
             .await
             .map_err(|error| snafu::Report::from_error(error).to_string())
     })

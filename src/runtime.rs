@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     admin::{self, Watched},
+    agent::{self, AgentArgs},
     api::condition::READY,
     cli::ControllerArgs,
     controllers::{
@@ -59,6 +60,12 @@ pub enum Error {
     Connect {
         /// Why.
         source: kube::Error,
+    },
+    /// The identity agent cannot run.
+    #[snafu(display("{source}"))]
+    Agent {
+        /// Why.
+        source: agent::Error,
     },
     /// Another replica leads now.
     #[snafu(display("leadership was lost; the process ends so that nothing half-done goes on"))]
@@ -332,6 +339,16 @@ fn vault_census(context: &Context) -> VaultCensus {
         }
     }
     census
+}
+
+/// Runs the identity agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn identity_agent(args: AgentArgs) -> Result<(), Error> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    agent::serve(args, stop).await.context(AgentSnafu)
 }
 
 fn stop_on_signals(stop: CancellationToken) -> Result<(), Error> {

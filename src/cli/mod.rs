@@ -26,6 +26,8 @@ pub enum Command {
     Controller(ControllerArgs),
     /// Print the custom resource definitions as YAML.
     Crds(CrdsArgs),
+    /// Speak managed identity on loopback, for callers that know nothing else.
+    IdentityAgent(crate::agent::AgentArgs),
     /// Make and check key values, without a cluster.
     Key(key::KeyArgs),
     /// Be an application's ServiceAccount on this workstation: writes a token and the CA, prints what to eval.
