@@ -53,6 +53,12 @@ fn main() -> ExitCode {
         Command::Status(args) => {
             ask(async |client| plugin::status(client, &args, &mut io::stdout()).await)
         }
+        Command::Access(args) => {
+            ask(async |client| plugin::show_access(client, &args, &mut io::stdout()).await)
+        }
+        Command::WhoCan(args) => {
+            ask(async |client| plugin::show_who_can(client, &args, &mut io::stdout()).await)
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Cli {
 /// What `claviger` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show what somebody may do with keys, secrets and tokens, and through which binding.
+    Access(plugin::AccessArgs),
     /// Run the controller: bring about what the resources of the cluster declare.
     Controller(ControllerArgs),
     /// Print the custom resource definitions as YAML.
@@ -46,6 +48,8 @@ pub enum Command {
     Run(ControllerArgs),
     /// Show where the keys and vaults of a namespace stand.
     Status(plugin::StatusArgs),
+    /// Show who may do something with a vault, a key or a token provider, and through which binding.
+    WhoCan(plugin::WhoCanArgs),
 }
 
 /// Which custom resource definitions are printed.

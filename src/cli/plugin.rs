@@ -2,6 +2,7 @@
 //! is called `kubectl-claviger`.
 
 mod login;
+mod rights;
 mod status;
 mod vault;
 
@@ -20,6 +21,7 @@ use snafu::{ResultExt, Snafu, ensure};
 use crate::api::{REVOKE_AT_ANNOTATION, ROTATE_AT_ANNOTATION, v1alpha1::FunctionKey};
 
 pub use login::{LoginArgs, login};
+pub use rights::{AccessArgs, WhoCanArgs, show_access, show_who_can};
 pub(super) use status::print;
 pub use status::status;
 pub use vault::bring_back_or_purge;
