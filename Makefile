@@ -53,7 +53,7 @@ lint: ## Formatting and clippy, as CI runs them.
 
 .PHONY: crds
 crds: ## Generate the custom resource definitions and their copies in the charts.
-	for kind in FunctionKey SecretVault; do \
+	for kind in FunctionKey RoleAssignment SecretVault; do \
 	  file=$$(tr '[:upper:]' '[:lower:]' <<< "$$kind")s.claviger.dev.yaml; \
 	  cargo run --quiet --locked -- crds --kind "$$kind" > "target/$$file"; \
 	  for folder in crds charts/claviger/files/crds charts/claviger-crds/files/crds; do \

@@ -1,4 +1,5 @@
-//! Minting key pairs: a self-signed certificate for TLS, an Ed25519 pair for SSH.
+//! Minting key pairs: a self-signed certificate for TLS, an Ed25519 pair for SSH, a P-256 pair that
+//! signs access tokens.
 //!
 //! Each comes as one text, so that a pair is one version of one secret; how to take it apart is in
 //! [`part`](crate::domain::vault::part).
@@ -10,6 +11,7 @@ use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use snafu::{OptionExt as _, ResultExt as _, Snafu, ensure};
 use ssh_key::{
     LineEnding, PrivateKey,
@@ -17,7 +19,7 @@ use ssh_key::{
 };
 use zeroize::Zeroizing;
 
-use crate::domain::key::KeyMaterial;
+use crate::domain::{access_token::SigningKey, key::KeyMaterial};
 
 /// No pair could be made.
 #[derive(Debug, Snafu)]
@@ -134,6 +136,39 @@ pub fn ssh(comment: &str, seed: &Zeroizing<[u8; 32]>) -> KeyMaterial {
     text.push_str(&public);
     text.push('\n');
     KeyMaterial::new(text.as_str())
+}
+
+/// A P-256 pair that is to sign access tokens.
+pub struct SigningPair {
+    pkcs8: Zeroizing<Vec<u8>>,
+    point: Vec<u8>,
+}
+
+impl SigningPair {
+    /// Makes a pair.
+    pub fn mint() -> Result<Self, KeyPairError> {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context(CertificateSnafu)?;
+        Ok(Self::of(&Zeroizing::new(pair)))
+    }
+
+    /// Reads a pair from its private half as PKCS #8; nothing if it is none.
+    pub fn read(pkcs8: &[u8]) -> Option<Self> {
+        let der = PrivatePkcs8KeyDer::from(pkcs8);
+        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).ok()?;
+        Some(Self::of(&Zeroizing::new(pair)))
+    }
+
+    /// The key that signs from this time on.
+    pub fn signs_from(self, time: Timestamp) -> Option<SigningKey> {
+        SigningKey::new(self.pkcs8, &self.point, time)
+    }
+
+    fn of(pair: &KeyPair) -> Self {
+        Self {
+            pkcs8: Zeroizing::new(pair.serialize_der()),
+            point: pair.public_key_raw().to_vec(),
+        }
+    }
 }
 
 /// How long before its minting a certificate is valid already.

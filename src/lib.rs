@@ -3,15 +3,19 @@
 //! ```text
 //!            main ─────────► cli, telemetry, runtime (joins everything)
 //!                                 │
-//!        ┌────────────────────────┼───────────┐
-//!   controllers               leader, admin   metrics, clock, key_pair
+//!        ┌──────────────┬─────────┼───────────┐
+//!   controllers      server   leader, admin   metrics, clock, key_pair
 //!    │       │                                  (leaves)
 //!    │       ├──► root_keys ──► kms   what wraps the keys of vaults; a KMS plugin
+//!    │       ├──► ca            the CA: minted, turned, published; server issues leafs from it
 //!    │       ├──► recovery ┐          the way back to a lost root key; also used by cli
 //!    │       └──► k8s ◄────┘ thin effects: one verb, one object each
 //!    ▼             │
 //!   domain ◄── api ┘       api: what users write; domain: pure decisions, no I/O, no clock
 //! ```
+//!
+//! [`server`] is the front door: it knows who calls and asks the apiserver what they may, and stands
+//! beside `controllers`, with `k8s` and `domain` below it. [`token_keys`] is what both halves share.
 //!
 //! Start reading at [`controllers::function_key`], then [`domain::plan`].
 
@@ -20,6 +24,7 @@
 pub mod admin;
 pub mod agent;
 pub mod api;
+pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod controllers;
@@ -33,4 +38,6 @@ pub mod metrics;
 pub mod recovery;
 pub mod root_keys;
 pub mod runtime;
+pub mod server;
 pub mod telemetry;
+pub mod token_keys;

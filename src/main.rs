@@ -11,7 +11,7 @@ use claviger::{
     agent::AgentArgs,
     api,
     cli::{
-        Cli, Command, ControllerArgs, CrdsArgs, key,
+        Cli, Command, CrdsArgs, key,
         plugin::{self, Trigger},
         root_key,
     },
@@ -38,8 +38,26 @@ fn main() -> ExitCode {
             |bytes| getrandom::fill(bytes).map_err(io::Error::from),
         ),
         Command::Crds(args) => print_crds(&args),
-        Command::Controller(args) | Command::Run(args) => controller(args),
+        Command::Controller(args) => serve(
+            args.log_format,
+            &args.log_level.clone(),
+            1,
+            runtime::controller(args),
+        ),
         Command::IdentityAgent(args) => identity_agent(args),
+        Command::Run(args) => {
+            let (format, level) = (
+                args.controller.log_format,
+                args.controller.log_level.clone(),
+            );
+            serve(format, &level, cores(), runtime::both(*args))
+        }
+        Command::Server(args) => serve(
+            args.log_format,
+            &args.log_level.clone(),
+            cores(),
+            runtime::server(args),
+        ),
         Command::RootKey(args) => {
             ask(async |client| root_key::run(client, &args, clock::now(), &mut io::stdout()).await)
         }
@@ -89,30 +107,37 @@ fn parse() -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&command.try_get_matches()?)
 }
 
-fn controller(args: ControllerArgs) -> ExitCode {
-    if let Err(error) = telemetry::start(args.log_format, &args.log_level) {
+fn serve(
+    format: LogFormat,
+    level: &str,
+    workers: usize,
+    what: impl Future<Output = Result<(), runtime::Error>>,
+) -> ExitCode {
+    if let Err(error) = telemetry::start(format, level) {
         return fail(error);
     }
-    run(async {
-        runtime::controller(args)
-            .await
+    run(workers, async {
+        what.await
             .map_err(|error| snafu::Report::from_error(error).to_string())
     })
 }
 
 fn identity_agent(args: AgentArgs) -> ExitCode {
-    if let Err(error) = telemetry::start(LogFormat::default(), "info") {
-        return fail(error);
-    }
-    run(async {
-        runtime::identity_agent(args)
-            .await
-            .map_err(|error| snafu::Report::from_error(error).to_string())
-    })
+    serve(
+        LogFormat::default(),
+        "info",
+        1,
+        runtime::identity_agent(args),
+    )
+}
+
+/// Handshakes and signatures keep cores busy.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn ask<E: std::error::Error>(what: impl AsyncFnOnce(kube::Client) -> Result<(), E>) -> ExitCode {
-    run(async {
+    run(1, async {
         let client = runtime::client()
             .await
             .map_err(|error| snafu::Report::from_error(error).to_string())?;
@@ -120,11 +145,11 @@ fn ask<E: std::error::Error>(what: impl AsyncFnOnce(kube::Client) -> Result<(), 
     })
 }
 
-fn run(what: impl Future<Output = Result<(), String>>) -> ExitCode {
-    // One worker beside the main thread: the apiserver is the limit long before it is busy, and
-    // every further thread has an allocator's arena of its own that keeps what a list once took.
+fn run(workers: usize, what: impl Future<Output = Result<(), String>>) -> ExitCode {
+    // For a controller one worker beside the main thread: the apiserver is the limit long before it is
+    // busy, and every further thread has an allocator's arena of its own that keeps what a list once took.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(workers)
         .enable_all()
         .build();
     match runtime

@@ -34,6 +34,17 @@ struct Outcome {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Access {
+    door: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VaultReadiness {
     ready: &'static str,
 }
@@ -55,6 +66,10 @@ pub struct Census {
     pub oldest: Option<Timestamp>,
     /// The earliest turn that is due.
     pub earliest_due: Option<Timestamp>,
+    /// Assignments whose `Ready` is true.
+    pub assignments_ready: i64,
+    /// All other assignments.
+    pub assignments_not_ready: i64,
     /// The vaults.
     pub vaults: VaultCensus,
 }
@@ -93,9 +108,16 @@ pub struct Metrics {
     rewrap_remaining: Gauge,
     root_key: Gauge,
     backup_verified: Gauge,
+    accesses: Family<Access, Counter>,
+    audit_failures: Counter,
+    ca_expires: Gauge,
+    ca_unpublished: Gauge,
+    connections: Gauge,
+    refusals: Family<Refusal, Counter>,
 }
 
 const FUNCTION_KEY: &str = "FunctionKey";
+const ROLE_ASSIGNMENT: &str = "RoleAssignment";
 const SECRET_VAULT: &str = "SecretVault";
 
 impl Default for Metrics {
@@ -119,6 +141,12 @@ impl Default for Metrics {
             rewrap_remaining: Gauge::default(),
             root_key: Gauge::default(),
             backup_verified: Gauge::default(),
+            accesses: Family::default(),
+            audit_failures: Counter::default(),
+            ca_expires: Gauge::default(),
+            ca_unpublished: Gauge::default(),
+            connections: Gauge::default(),
+            refusals: Family::default(),
         };
         metrics.register();
         metrics
@@ -185,6 +213,55 @@ impl Metrics {
             "When a backup of the root key was last shown to open",
             self.backup_verified.clone(),
         );
+        registry.register(
+            "accesses",
+            "Requests at the doors, by how they ended",
+            self.accesses.clone(),
+        );
+        registry.register(
+            "audit_failures",
+            "Accesses of which no line could be written",
+            self.audit_failures.clone(),
+        );
+        registry.register(
+            "ca_expires_timestamp_seconds",
+            "Until when the newest version of the CA is valid",
+            self.ca_expires.clone(),
+        );
+        registry.register(
+            "ca_unpublished_namespaces",
+            "Namespaces in which the roots are not published as they should be",
+            self.ca_unpublished.clone(),
+        );
+        registry.register(
+            "server_connections",
+            "Connections to the doors that are open",
+            self.connections.clone(),
+        );
+        registry.register(
+            "server_refusals",
+            "Connections and requests that were refused or cut off before any door, by reason",
+            self.refusals.clone(),
+        );
+    }
+
+    /// How the CA stands: until when its newest version is valid, and in how many namespaces it is not
+    /// published.
+    pub fn authority(&self, expires: Option<Timestamp>, unpublished: usize) {
+        self.ca_expires.set(expires.map_or(0, Timestamp::as_second));
+        self.ca_unpublished
+            .set(i64::try_from(unpublished).unwrap_or(i64::MAX));
+    }
+
+    /// Connections that are open now.
+    pub fn connected(&self, connections: usize) {
+        self.connections
+            .set(i64::try_from(connections).unwrap_or(i64::MAX));
+    }
+
+    /// A connection or a request was refused, or cut off.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&Refusal { reason }).inc();
     }
 
     /// A look ended.
@@ -235,6 +312,16 @@ impl Metrics {
         self.rewraps.inc();
     }
 
+    /// A request at a door ended.
+    pub fn accessed(&self, door: &'static str, outcome: &'static str) {
+        self.accesses.get_or_create(&Access { door, outcome }).inc();
+    }
+
+    /// An access was not written to the audit.
+    pub fn audit_failed(&self) {
+        self.audit_failures.inc();
+    }
+
     /// A workload was restarted.
     pub fn restarted(&self) {
         self.restarts.inc();
@@ -248,18 +335,20 @@ impl Metrics {
     /// Takes a census in.
     pub fn counted(&self, census: Census, now: Timestamp) {
         let kind = FUNCTION_KEY;
-        self.resources
-            .get_or_create(&Readiness {
-                kind,
-                ready: "true",
-            })
-            .set(census.ready);
-        self.resources
-            .get_or_create(&Readiness {
-                kind,
-                ready: "false",
-            })
-            .set(census.not_ready);
+        for (kind, ready, not_ready) in [
+            (kind, census.ready, census.not_ready),
+            (
+                ROLE_ASSIGNMENT,
+                census.assignments_ready,
+                census.assignments_not_ready,
+            ),
+        ] {
+            for (ready, count) in [("true", ready), ("false", not_ready)] {
+                self.resources
+                    .get_or_create(&Readiness { kind, ready })
+                    .set(count);
+            }
+        }
         let since =
             |at: Option<Timestamp>| at.map_or(0, |at| now.duration_since(at).as_secs().max(0));
         self.oldest

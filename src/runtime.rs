@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Client, Config};
 use snafu::{ResultExt, Snafu};
 use tokio::{
@@ -18,7 +19,8 @@ use crate::{
     admin::{self, Watched},
     agent::{self, AgentArgs},
     api::condition::READY,
-    cli::ControllerArgs,
+    ca::{self, Authority},
+    cli::{ControllerArgs, DoorArgs, RunArgs, ServerArgs},
     controllers::{
         self, Item,
         context::{Context, Settings},
@@ -26,14 +28,17 @@ use crate::{
         naming::Name,
         objects,
         queue::{Queue, Requests},
+        role_assignment,
         secret_vault::{self, rewrap::Pace, roots::Roots},
         watch::Progress,
     },
     custody::Custody,
-    k8s::{event::Events, object::Objects, seal_key, vault::Vaults},
+    k8s::{event::Events, object::Objects, role::Roles, seal_key, vault::Vaults},
     leader::Candidate,
     metrics::{Census, Metrics, VaultCensus},
     recovery::Recipients,
+    server::{self, Server},
+    token_keys,
 };
 
 /// How long a stop waits for looks under way.
@@ -48,6 +53,12 @@ pub enum Error {
     Admin {
         /// Why.
         source: std::io::Error,
+    },
+    /// The CA is not configured as it can be.
+    #[snafu(display("{source}"))]
+    Authority {
+        /// Why.
+        source: ca::Error,
     },
     /// No apiserver is configured.
     #[snafu(display("no cluster is configured: run inside one, or set KUBECONFIG"))]
@@ -76,6 +87,12 @@ pub enum Error {
         /// Why.
         source: crate::custody::Error,
     },
+    /// The server cannot serve.
+    #[snafu(display("{source}"))]
+    Server {
+        /// Why.
+        source: server::Error,
+    },
     /// Signals cannot be received.
     #[snafu(display("cannot listen for signals"))]
     Signals {
@@ -100,9 +117,63 @@ pub async fn client() -> Result<Client, Error> {
 /// # Errors
 /// See [`Error`].
 pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
+    halves(args, None).await
+}
+
+/// Runs the controller and the server in one process until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn both(args: RunArgs) -> Result<(), Error> {
+    halves(args.controller, Some(args.doors)).await
+}
+
+/// Runs the server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn server(args: ServerArgs) -> Result<(), Error> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let server =
+        Server::new(args.doors, &args.names, &args.system_namespace).context(ServerSnafu)?;
+    let client = client().await?;
+    let metrics = Arc::new(Metrics::default());
+    let (waiting, stopping) = (server.clone(), stop.clone());
+    let watched = Watched {
+        metrics: Arc::clone(&metrics),
+        missing: Arc::new(move || {
+            let mut missing = waiting.missing();
+            missing.extend(stopping.is_cancelled().then(|| "stopping".to_owned()));
+            missing
+        }),
+        // Resources and root keys are for the controller to count.
+        census: Arc::new(Census::default),
+    };
+    // The port tells of the doors until they are closed.
+    let closed = CancellationToken::new();
+    let admin = tokio::spawn(admin::serve(args.admin_address, watched, closed.clone()));
+    let outcome = server
+        .serve(client, metrics, stop)
+        .await
+        .context(ServerSnafu);
+    closed.cancel();
+    match admin.await {
+        Ok(Err(source)) => Err(source).context(AdminSnafu),
+        _ => outcome,
+    }
+}
+
+async fn halves(args: ControllerArgs, doors: Option<DoorArgs>) -> Result<(), Error> {
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
     let custody = Custody::new(&args).context(RootKeysSnafu)?;
+    let authority =
+        Authority::new(&args.ca, &args.names, &args.system_namespace).context(AuthoritySnafu)?;
+    let server = doors
+        .map(|doors| Server::new(doors, &args.names, &args.system_namespace))
+        .transpose()
+        .context(ServerSnafu)?;
     let client = client().await?;
     let identity = args.identity.clone().unwrap_or_else(random_identity);
     let metrics = Arc::new(Metrics::default());
@@ -111,9 +182,18 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let stage: Stage = Arc::default();
     let admin = tokio::spawn(admin::serve(
         args.admin_address,
-        watched(&metrics, &stage),
+        watched(&metrics, &stage, server.clone()),
         stop.clone(),
     ));
+    let serving = server.map(|server| {
+        let (client, metrics, stop) = (client.clone(), Arc::clone(&metrics), stop.clone());
+        tokio::spawn(async move {
+            let outcome = server.serve(client, metrics, stop.clone()).await;
+            // Half a process is none.
+            stop.cancel();
+            outcome
+        })
+    });
     let Some(seal_key) = obtain_seal_key(&client, &args, &stop).await else {
         return Ok(());
     };
@@ -121,6 +201,8 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let (rewraps, rewrap_requests) = Queue::new();
     let context = Arc::new(Context {
         objects: Objects::new(client.clone()),
+        roles: Roles::new(client.clone()),
+        assignments: role_assignment::cache::Cache::default(),
         vault_objects: Vaults::new(client.clone()),
         vaults: secret_vault::cache::Cache::default(),
         roots: Roots::default(),
@@ -148,10 +230,18 @@ pub async fn controller(args: ControllerArgs) -> Result<(), Error> {
     let election = tokio::spawn(candidate.stand(leads, resign.clone()));
 
     let requests = (requests, rewrap_requests);
-    let outcome = lead(&context, requests, &progress, custody, leading, &stop).await;
+    let kept = (custody, authority);
+    let outcome = lead(&context, requests, &progress, kept, leading, &stop).await;
     stop.cancel();
     resign.cancel();
     let _ = election.await;
+    let outcome = match serving {
+        None => outcome,
+        Some(serving) => match serving.await {
+            Ok(Err(source)) => Err(source).context(ServerSnafu),
+            _ => outcome,
+        },
+    };
     match admin.await {
         Ok(Err(source)) => Err(source).context(AdminSnafu),
         _ => outcome,
@@ -163,7 +253,7 @@ async fn lead(
     context: &Arc<Context>,
     (requests, rewraps): (Requests<Item>, Requests<Name>),
     progress: &Progress,
-    custody: Custody,
+    (custody, authority): (Custody, Authority),
     mut leading: watch::Receiver<bool>,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
@@ -180,6 +270,13 @@ async fn lead(
     context.metrics.leads(true);
     let work = CancellationToken::new();
     let keeping = tokio::spawn(custody.keep(Arc::clone(context), work.clone()));
+    let namespace = context.settings.system_namespace.clone();
+    let signing = tokio::spawn(token_keys::keep(
+        context.client.clone(),
+        namespace,
+        work.clone(),
+    ));
+    let publishing = tokio::spawn(authority.keep(Arc::clone(context), work.clone()));
     let mut working = tokio::spawn(controllers::run(
         Arc::clone(context),
         requests,
@@ -192,6 +289,8 @@ async fn lead(
             // Whatever is under way is cut off: somebody else may be at it already.
             working.abort();
             keeping.abort();
+            signing.abort();
+            publishing.abort();
             return DeposedSnafu.fail();
         }
         () = stop.cancelled() => Ok(()),
@@ -237,6 +336,7 @@ fn settings(args: &ControllerArgs, recipients: &Recipients) -> Settings {
             .filter(|namespace| !namespace.is_empty())
             .cloned()
             .collect(),
+        role_prefix: args.role_prefix.clone(),
         host_reload: args.host_reload_delay,
         restart_delay: args.restart_delay,
         ring_grace: args.ring_grace,
@@ -248,20 +348,24 @@ fn settings(args: &ControllerArgs, recipients: &Recipients) -> Settings {
 /// The caches, once there are any.
 type Stage = Arc<OnceLock<(Arc<Context>, Progress)>>;
 
-fn watched(metrics: &Arc<Metrics>, stage: &Stage) -> Watched {
+fn watched(metrics: &Arc<Metrics>, stage: &Stage, server: Option<Server>) -> Watched {
     let (filling, counted) = (Arc::clone(stage), Arc::clone(stage));
     Watched {
         metrics: Arc::clone(metrics),
-        missing: Arc::new(move || match filling.get() {
-            Some((_, progress)) => progress
-                .missing()
-                .into_iter()
-                .map(|what| format!("waiting for the list of {what}"))
-                .collect(),
-            None => vec![format!(
-                "waiting for the seal key, Secret {}",
-                seal_key::NAME
-            )],
+        missing: Arc::new(move || {
+            let mut missing = match filling.get() {
+                Some((_, progress)) => progress
+                    .missing()
+                    .into_iter()
+                    .map(|what| format!("waiting for the list of {what}"))
+                    .collect(),
+                None => vec![format!(
+                    "waiting for the seal key, Secret {}",
+                    seal_key::NAME
+                )],
+            };
+            missing.extend(server.iter().flat_map(Server::missing));
+            missing
         }),
         census: Arc::new(move || {
             counted
@@ -277,13 +381,21 @@ fn census(context: &Context) -> Census {
         vaults: vault_census(context),
         ..Census::default()
     };
-    for declaration in context.cache.lock().declarations() {
-        let status = &declaration.status;
-        if status
-            .conditions
+    let is_ready = |conditions: &[Condition]| {
+        conditions
             .iter()
             .any(|condition| condition.type_ == READY && condition.status == "True")
-        {
+    };
+    for assignment in context.assignments.lock().assignments() {
+        if is_ready(&assignment.status.conditions) {
+            census.assignments_ready += 1;
+        } else {
+            census.assignments_not_ready += 1;
+        }
+    }
+    for declaration in context.cache.lock().declarations() {
+        let status = &declaration.status;
+        if is_ready(&status.conditions) {
             census.ready += 1;
         } else {
             census.not_ready += 1;

@@ -20,20 +20,34 @@ pub enum Reason {
     DeletionBlocked,
     /// Clients are getting the value.
     Distributing,
+    /// The access has ended, as declared.
+    Expired,
     /// The apiserver refuses what Claviger has to do.
     Forbidden,
+    /// The access is granted.
+    Granted,
     /// The spec says something that the schema could not refuse.
     Invalid,
     /// Everything in the vault is as declared.
     Kept,
+    /// A namespace that is named is not there.
+    NamespaceNotFound,
+    /// The access begins later, as declared.
+    NotStarted,
+    /// What is declared reaches further than it may.
+    OutOfReach,
     /// Something is to be made or written yet.
     Pending,
     /// The key is published and every client has what it should have.
     Published,
+    /// Claviger does not hold what it is to grant.
+    Refused,
     /// A workload could not be restarted.
     RestartFailed,
     /// Data keys are being put under the newest version of the key ring.
     Rewrapping,
+    /// The ClusterRole is not there.
+    RoleNotFound,
     /// The root key that the vault needs is not there.
     RootKeyMissing,
     /// The root key could not be asked.

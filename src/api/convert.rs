@@ -1,5 +1,6 @@
 //! From what a user wrote to what the domain decides on: the only place where a spec is read.
 
+pub mod role;
 pub mod vault;
 
 use std::fmt;

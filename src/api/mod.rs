@@ -24,8 +24,22 @@ pub const CONTENT_ENTRY: &str = "vault-secret-version";
 pub const CONTENT_RING: &str = "vault-key-ring";
 /// [`CONTENT_LABEL`] of a Secret into which a vault's values are synced.
 pub const CONTENT_SYNC: &str = "vault-sync";
+/// [`CONTENT_LABEL`] of a `ConfigMap` with the published roots.
+pub const CONTENT_ROOTS: &str = "ca-roots";
+/// Annotation of the CA's Secret: its versions ([`crate::domain::ca::Version`]).
+pub const CA_ANNOTATION: &str = "claviger.dev/ca";
+/// Annotation of a `ConfigMap` with the published roots: the digest of what stands in it.
+pub const ROOTS_ANNOTATION: &str = "claviger.dev/roots";
+/// [`CONTENT_LABEL`] of a Role or binding that was made for a `RoleAssignment`.
+pub const CONTENT_ROLE: &str = "role-assignment";
 /// Label on the objects of a vault: its name.
 pub const VAULT_LABEL: &str = "claviger.dev/vault";
+
+/// Label on a Role or binding that was made for a `RoleAssignment`: a digest of the assignment's
+/// namespace and name ([`crate::domain::role::Assignment::digest`]).
+pub const ASSIGNMENT_LABEL: &str = "claviger.dev/role-assignment";
+/// Annotation on the same: the assignment's namespace and name, with a slash between.
+pub const ASSIGNMENT_ANNOTATION: &str = "claviger.dev/role-assignment";
 
 /// Annotation of an app's key store: the ledger ([`crate::domain::ledger::Ledger`]).
 pub const LEDGER_ANNOTATION: &str = "claviger.dev/ledger";
@@ -56,13 +70,19 @@ pub const RECOVER_SECRETS_ANNOTATION: &str = "claviger.dev/recover-secrets";
 pub const PURGE_SECRETS_ANNOTATION: &str = "claviger.dev/purge-secrets";
 /// Finalizer of a `SecretVault`: a deletion waits while its secrets live.
 pub const VAULT_FINALIZER: &str = "claviger.dev/secret-vault";
+/// Finalizer of a `RoleAssignment` that reaches beyond its namespace, where garbage collection does not.
+pub const ASSIGNMENT_FINALIZER: &str = "claviger.dev/role-assignment";
 /// Annotation of a workload's pod template: when Claviger last restarted it. The only field of a
 /// workload that Claviger writes.
 pub const RESTARTED_AT_ANNOTATION: &str = "claviger.dev/restarted-at";
 
 /// The custom resource definitions, in a stable order.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![v1alpha1::FunctionKey::crd(), v1alpha1::SecretVault::crd()]
+    vec![
+        v1alpha1::FunctionKey::crd(),
+        v1alpha1::RoleAssignment::crd(),
+        v1alpha1::SecretVault::crd(),
+    ]
 }
 
 /// The custom resource definitions as one YAML stream.

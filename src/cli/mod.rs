@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{root_keys::Provider, telemetry::LogFormat};
+use crate::{ca::roots::PublicRoots, root_keys::Provider, telemetry::LogFormat};
 
 /// Keeps an organisation's keys in Kubernetes: mints, stores, rotates, hands out and guards them.
 #[derive(Debug, Parser)]
@@ -45,7 +45,9 @@ pub enum Command {
     /// Back up the root key that opens all vaults, bring it back, or prove that a backup works.
     RootKey(root_key::RootKeyArgs),
     /// Run everything in one process: for small clusters and for trying out.
-    Run(ControllerArgs),
+    Run(Box<RunArgs>),
+    /// Run the server: the doors that are reached over HTTPS. Every replica serves.
+    Server(ServerArgs),
     /// Show where the keys and vaults of a namespace stand.
     Status(plugin::StatusArgs),
     /// Show who may do something with a vault, a key or a token provider, and through which binding.
@@ -56,7 +58,7 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct CrdsArgs {
     /// Only that of this kind; all when left out.
-    #[arg(long, value_parser = ["FunctionKey", "SecretVault"])]
+    #[arg(long, value_parser = ["FunctionKey", "RoleAssignment", "SecretVault"])]
     pub kind: Option<String>,
 }
 
@@ -97,6 +99,10 @@ pub struct ControllerArgs {
     /// Namespaces to look after, separated by commas; all when left out.
     #[arg(long, env = "CLAVIGER_NAMESPACES", value_delimiter = ',')]
     pub namespaces: Vec<String>,
+
+    /// What the names of the built-in ClusterRoles begin with: the name of the install.
+    #[arg(long, env = "CLAVIGER_ROLE_PREFIX", default_value = "claviger")]
+    pub role_prefix: String,
 
     /// How long a Functions host may take to notice a new key in its store; clients get it only then.
     #[arg(long, env = "CLAVIGER_HOST_RELOAD_DELAY", default_value = "90s", value_parser = span)]
@@ -140,6 +146,14 @@ pub struct ControllerArgs {
     #[arg(long, env = "CLAVIGER_RING_GRACE", default_value = "5m", value_parser = span)]
     pub ring_grace: jiff::SignedDuration,
 
+    /// Which names Claviger's own CA is for.
+    #[command(flatten)]
+    pub names: NameArgs,
+
+    /// How Claviger's own CA lives.
+    #[command(flatten)]
+    pub ca: CaArgs,
+
     /// How log lines look.
     #[arg(long, env = "CLAVIGER_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -147,6 +161,155 @@ pub struct ControllerArgs {
     /// What is logged: error, warn, info, debug or trace, or levels by module.
     #[arg(long, env = "CLAVIGER_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+/// Which names the doors have. Controller and server must be told the same.
+#[derive(Args, Clone, Debug)]
+pub struct NameArgs {
+    /// The cluster's own domain: what stands behind svc in the long names of Services.
+    #[arg(long, env = "CLAVIGER_CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = domain)]
+    pub cluster_domain: String,
+
+    /// A domain of the install's own, below which doors are reached from outside; none when left out.
+    #[arg(long, env = "CLAVIGER_DOMAIN", value_parser = domain)]
+    pub domain: Option<String>,
+
+    /// How long a certificate of the server lives; it is renewed with a third of that left.
+    #[arg(long, env = "CLAVIGER_LEAF_LIFETIME", default_value = "24h", value_parser = span)]
+    pub leaf_lifetime: jiff::SignedDuration,
+}
+
+/// How Claviger's own CA lives.
+#[derive(Args, Clone, Debug)]
+pub struct CaArgs {
+    /// How long a version of the CA is valid.
+    #[arg(long, env = "CLAVIGER_CA_LIFETIME", default_value = "8760h", value_parser = span)]
+    pub ca_lifetime: jiff::SignedDuration,
+
+    /// How long a version of the CA is published before it signs: programs read their roots when they start.
+    #[arg(long, env = "CLAVIGER_CA_LEAD", default_value = "720h", value_parser = span)]
+    pub ca_lead: jiff::SignedDuration,
+
+    /// Whether the Web's public roots are published beside the CA.
+    #[arg(long, env = "CLAVIGER_PUBLIC_ROOTS", value_enum, default_value_t)]
+    pub public_roots: PublicRoots,
+
+    /// A file of further roots to publish beside the CA, in PEM: those of a company's own.
+    #[arg(long, env = "CLAVIGER_FURTHER_ROOTS", value_name = "PATH")]
+    pub further_roots: Option<PathBuf>,
+}
+
+/// How both halves run in one process.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The controller.
+    #[command(flatten)]
+    pub controller: ControllerArgs,
+
+    /// The server.
+    #[command(flatten)]
+    pub doors: DoorArgs,
+}
+
+/// How the server runs. Every flag can be given as an environment variable.
+#[derive(Args, Clone, Debug)]
+pub struct ServerArgs {
+    /// Address of the port for /livez, /readyz and /metrics.
+    #[arg(long, env = "CLAVIGER_ADMIN_ADDRESS", default_value = "0.0.0.0:8081")]
+    pub admin_address: SocketAddr,
+
+    /// Claviger's own namespace: holds the CA.
+    #[arg(
+        long,
+        env = "CLAVIGER_SYSTEM_NAMESPACE",
+        default_value = "claviger-system"
+    )]
+    pub system_namespace: String,
+
+    /// Which names the doors have.
+    #[command(flatten)]
+    pub names: NameArgs,
+
+    /// The doors.
+    #[command(flatten)]
+    pub doors: DoorArgs,
+
+    /// How log lines look.
+    #[arg(long, env = "CLAVIGER_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug or trace, or levels by module.
+    #[arg(long, env = "CLAVIGER_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// The doors, and what they bear.
+#[derive(Args, Clone, Debug)]
+pub struct DoorArgs {
+    /// Address of the doors, HTTPS.
+    #[arg(long, env = "CLAVIGER_LISTEN", default_value = "0.0.0.0:8443")]
+    pub listen: SocketAddr,
+
+    /// The server's own host name; that of the Service claviger in the system namespace when left out.
+    #[arg(long, env = "CLAVIGER_SERVER_NAME", value_parser = domain)]
+    pub server_name: Option<String>,
+
+    /// A Secret of type kubernetes.io/tls in Claviger's own namespace, such as cert-manager writes. Its
+    /// certificate is shown for the names that it is for; Claviger's own CA answers for the others.
+    #[arg(long, env = "CLAVIGER_TLS_SECRET", value_name = "NAME")]
+    pub tls_secret: Option<String>,
+
+    /// How many connections may be open.
+    #[arg(long, env = "CLAVIGER_MAX_CONNECTIONS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_connections: u32,
+
+    /// How many of them may come from one address. Behind a load balancer all may.
+    #[arg(long, env = "CLAVIGER_MAX_CONNECTIONS_PER_PEER", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_connections_per_peer: u32,
+
+    /// How many requests may be under way; above it they are answered 503.
+    #[arg(long, env = "CLAVIGER_MAX_REQUESTS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_requests: u32,
+
+    /// How long a request may take, its body included.
+    #[arg(long, env = "CLAVIGER_REQUEST_TIMEOUT", default_value = "30s", value_parser = span)]
+    pub request_timeout: jiff::SignedDuration,
+
+    /// Who may call, and what for.
+    #[command(flatten)]
+    pub identity: crate::server::settings::IdentityArgs,
+
+    /// How long a stop waits for requests under way.
+    #[arg(long, env = "CLAVIGER_DRAIN_TIMEOUT", default_value = "20s", value_parser = span)]
+    pub drain_timeout: jiff::SignedDuration,
+}
+
+impl DoorArgs {
+    /// The server's own host name.
+    pub fn server_name(&self, system_namespace: &str) -> String {
+        self.server_name
+            .clone()
+            .unwrap_or_else(|| format!("claviger.{system_namespace}.svc"))
+    }
+}
+
+/// A DNS name, in lower case.
+fn domain(text: &str) -> Result<String, &'static str> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    let numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    let labels = || text.split('.');
+    if text.len() <= 200 && labels().all(label) && !labels().next_back().is_some_and(numeric) {
+        Ok(text.to_owned())
+    } else {
+        Err("not a host name in lower case, such as keys.example.com")
+    }
 }
 
 fn span(text: &str) -> Result<jiff::SignedDuration, &'static str> {
@@ -205,6 +368,39 @@ mod tests {
         .unwrap();
         assert_eq!(provider, Provider::Kms);
         assert_eq!(recipients, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn both_halves_take_what_each_takes() {
+        let line = [
+            "claviger",
+            "run",
+            "--namespaces=shop",
+            "--domain=keys.example.com",
+            "--listen=127.0.0.1:0",
+            "--tls-secret=front",
+        ];
+        let Command::Run(args) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("not run")
+        };
+        assert_eq!(args.controller.names.domain.unwrap(), "keys.example.com");
+        assert_eq!(args.doors.server_name("keys"), "claviger.keys.svc");
+        for wrong in [
+            "",
+            "Keys.example",
+            "a..b",
+            "-a",
+            "a_b",
+            "10.0.0.1",
+            "a.",
+            "https://a",
+        ] {
+            let domain = format!("--domain={wrong}");
+            assert!(
+                Cli::try_parse_from(["claviger", "server", &domain]).is_err(),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]

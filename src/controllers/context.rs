@@ -12,10 +12,11 @@ use crate::{
         function_key::cache::Cache,
         naming::Name,
         queue::Queue,
+        role_assignment,
         secret_vault::{self, rewrap::Pace, roots::Roots},
     },
     domain::seal::SealKey,
-    k8s::{event::Events, object::Objects, vault::Vaults},
+    k8s::{event::Events, object::Objects, role::Roles, vault::Vaults},
     metrics::Metrics,
     recovery::Recipients,
 };
@@ -27,6 +28,8 @@ pub struct Settings {
     pub system_namespace: String,
     /// Namespaces to look after; empty: all.
     pub namespaces: Vec<String>,
+    /// What the names of the built-in ClusterRoles begin with.
+    pub role_prefix: String,
     /// How long a Functions host may take to notice a new entry in its store.
     pub host_reload: SignedDuration,
     /// How long to wait for further changes before a workload is restarted.
@@ -47,6 +50,10 @@ pub struct Context {
     pub objects: Objects,
     /// What has been observed.
     pub cache: Cache,
+    /// The Roles and bindings of the cluster.
+    pub roles: Roles,
+    /// What has been observed of assignments.
+    pub assignments: role_assignment::cache::Cache,
     /// The objects of vaults.
     pub vault_objects: Vaults,
     /// What has been observed of vaults.

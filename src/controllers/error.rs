@@ -16,6 +16,52 @@ use crate::{
 #[derive(Debug, IntoStaticStr, Snafu)]
 #[snafu(visibility(pub))]
 pub enum Error {
+    /// The status of an assignment could not be written.
+    #[snafu(display("cannot write the status of RoleAssignment/{name}"))]
+    AssignmentStatus {
+        /// The assignment.
+        name: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A Role or binding could not be written.
+    #[snafu(display("cannot write {object}"))]
+    Grant {
+        /// The object.
+        object: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// An assignment could not be held back from deletion, or let go.
+    #[snafu(display("cannot write the finalizers of RoleAssignment/{name}"))]
+    HoldAssignment {
+        /// The assignment.
+        name: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// It could not be told whether bindings of an assignment are left.
+    #[snafu(display("cannot list the bindings of an assignment"))]
+    ListBindings {
+        /// Why.
+        source: kube::Error,
+    },
+    /// A ClusterRole could not be read.
+    #[snafu(display("cannot read ClusterRole/{role}"))]
+    ReadRole {
+        /// The ClusterRole.
+        role: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A Role or binding could not be taken away.
+    #[snafu(display("cannot delete {object}"))]
+    Withdraw {
+        /// The object.
+        object: String,
+        /// Why.
+        source: kube::Error,
+    },
     /// The custom resource definition could not be read.
     #[snafu(display("cannot tell whether the FunctionKey definition stands"))]
     Definition {
@@ -140,16 +186,22 @@ pub enum Class {
 impl Error {
     fn source_error(&self) -> Option<&kube::Error> {
         match self {
-            Self::Definition { source }
+            Self::AssignmentStatus { source, .. }
+            | Self::Definition { source }
             | Self::Delete { source, .. }
             | Self::Finalize { source, .. }
+            | Self::Grant { source, .. }
+            | Self::HoldAssignment { source, .. }
+            | Self::ListBindings { source }
             | Self::Namespace { source, .. }
             | Self::Read { source, .. }
             | Self::ReadEntry { source, .. }
             | Self::ReadRing { source, .. }
+            | Self::ReadRole { source, .. }
             | Self::Restart { source, .. }
             | Self::Status { source, .. }
             | Self::VaultStatus { source, .. }
+            | Self::Withdraw { source, .. }
             | Self::Write { source, .. }
             | Self::WriteEntry { source, .. }
             | Self::WriteRing { source, .. } => Some(source),

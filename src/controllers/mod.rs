@@ -10,6 +10,7 @@ pub mod function_key;
 pub mod naming;
 pub mod objects;
 pub mod queue;
+pub mod role_assignment;
 pub mod secret_vault;
 pub mod source;
 pub mod watch;
@@ -36,6 +37,8 @@ use crate::{
 /// Something to look at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Item {
+    /// A `RoleAssignment`.
+    Assignment(Name),
     /// A client's Secret.
     Client(Name),
     /// An app's key store.
@@ -44,6 +47,8 @@ pub enum Item {
     Target(Name),
     /// A `FunctionKey` that cannot be read.
     Unreadable(Name),
+    /// A `RoleAssignment` that cannot be read.
+    UnreadableAssignment(Name),
     /// A `SecretVault` that cannot be read.
     UnreadableVault(Name),
     /// A vault.
@@ -55,10 +60,13 @@ pub enum Item {
 impl Item {
     fn kind(&self) -> &'static str {
         match self {
+            Self::Assignment(_) => "assignment",
             Self::Client(_) => "client",
             Self::Store(_) => "store",
             Self::Target(_) => "target",
-            Self::Unreadable(_) | Self::UnreadableVault(_) => "unreadable",
+            Self::Unreadable(_) | Self::UnreadableAssignment(_) | Self::UnreadableVault(_) => {
+                "unreadable"
+            }
             Self::Vault(_) => "vault",
             Self::Workload(_) => "workload",
         }
@@ -76,6 +84,7 @@ pub async fn run(
     for item in function_key::everything(&context)
         .into_iter()
         .chain(secret_vault::everything(&context))
+        .chain(role_assignment::everything(&context))
     {
         context.queue.soon(item);
     }
@@ -93,10 +102,14 @@ async fn look(context: Arc<Context>, item: Item) {
     let kind = item.kind();
     let result = Box::pin(async {
         match &item {
+            Item::Assignment(name) => role_assignment::look(&context, name).await,
             Item::Client(client) => client::look(&context, client).await,
             Item::Store(store) => store::look(&context, store).await,
             Item::Target(target) => target::look(&context, target).await,
             Item::Unreadable(name) => function_key::tell_unreadable(&context, name).await,
+            Item::UnreadableAssignment(name) => {
+                role_assignment::tell_unreadable(&context, name).await
+            }
             Item::UnreadableVault(name) => secret_vault::tell_unreadable(&context, name).await,
             Item::Vault(vault) => secret_vault::look(&context, vault).await,
             Item::Workload(workload) => workload::look(&context, workload).await,

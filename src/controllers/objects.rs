@@ -15,7 +15,8 @@ use kube::{
 
 use crate::{
     api::{
-        CONTENT_COPIES, CONTENT_ENTRY, CONTENT_KEYS, CONTENT_LABEL, CONTENT_RING, CONTENT_SYNC,
+        CONTENT_COPIES, CONTENT_ENTRY, CONTENT_KEYS, CONTENT_LABEL, CONTENT_RING, CONTENT_ROOTS,
+        CONTENT_SYNC,
         convert::{StoreKind, StoreRef},
         v1alpha1::FunctionKey,
     },
@@ -24,7 +25,7 @@ use crate::{
         context::Context,
         function_key,
         naming::Name,
-        secret_vault,
+        role_assignment, secret_vault,
         watch::{Follower, Progress, api, follow},
     },
     k8s::object::{self, Observed},
@@ -37,6 +38,7 @@ pub fn start(context: &Arc<Context>) -> Progress {
         namespaces => namespaces.iter().cloned().map(Some).collect(),
     };
     let progress = Progress::default();
+    role_assignment::watch::start_once(context, &progress);
     for scope in &scopes {
         let scope = scope.as_deref();
         let client = &context.client;
@@ -45,7 +47,7 @@ pub fn start(context: &Arc<Context>) -> Progress {
             "{CONTENT_LABEL} in ({CONTENT_KEYS},{CONTENT_COPIES},{CONTENT_SYNC})"
         ));
         let others = watcher::Config::default().labels(&format!(
-            "{CONTENT_LABEL} notin ({CONTENT_KEYS},{CONTENT_COPIES},{CONTENT_SYNC},{CONTENT_ENTRY},{CONTENT_RING})"
+            "{CONTENT_LABEL} notin ({CONTENT_KEYS},{CONTENT_COPIES},{CONTENT_SYNC},{CONTENT_ENTRY},{CONTENT_RING},{CONTENT_ROOTS})"
         ));
         let (secret, config_map) = (StoreKind::Secret, StoreKind::ConfigMap);
 
@@ -59,6 +61,7 @@ pub fn start(context: &Arc<Context>) -> Progress {
         ));
 
         secret_vault::watch::start(context, scope, &progress);
+        role_assignment::watch::start(context, scope, &progress);
 
         let secrets = api::<Secret>(client, scope);
         let follower = Holders::new(context, scope, secret);

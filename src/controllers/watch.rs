@@ -49,7 +49,8 @@ pub struct Awaited {
 }
 
 impl Awaited {
-    fn filled(&self) {
+    /// It is filled.
+    pub fn filled(&self) {
         self.progress
             .0
             .send_modify(|left| _ = left.remove(&self.what));
@@ -139,7 +140,7 @@ impl Backoff for Pause {
 }
 
 /// What interrupted a watch, without anything that it transported.
-fn describe(error: &watcher::Error) -> &'static str {
+pub fn describe(error: &watcher::Error) -> &'static str {
     match error {
         watcher::Error::InitialListFailed(_) => "the list failed",
         watcher::Error::WatchStartFailed(_) => "the watch could not be started",

@@ -12,11 +12,16 @@
 //!   overlap; *revocation* keeps nothing.
 //! - **ledger**: the bookkeeping beside the values.
 
+pub mod access_token;
+pub mod ca;
 pub mod copies;
+pub mod identity;
 pub mod key;
 pub mod layout;
 pub mod ledger;
 pub mod plan;
+pub mod role;
 pub mod rotation;
 pub mod seal;
+pub mod token_keys;
 pub mod vault;

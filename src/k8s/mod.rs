@@ -1,14 +1,18 @@
 //! Thin effects over the Kubernetes API: each function has one verb and one object, and decides
 //! nothing.
 
+pub mod ca;
 pub mod crd;
 pub mod event;
 pub mod object;
+pub mod review;
+pub mod role;
 pub mod root_key;
 pub mod root_key_backup;
 pub mod seal_key;
 pub mod shelf;
 pub mod status;
+pub mod token_keys;
 pub mod vault;
 pub mod workload;
 

@@ -8,7 +8,10 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    api::v1alpha1::{FunctionKey, FunctionKeyStatus, SecretVault, SecretVaultStatus},
+    api::v1alpha1::{
+        FunctionKey, FunctionKeyStatus, RoleAssignment, RoleAssignmentStatus, SecretVault,
+        SecretVaultStatus,
+    },
     domain::ledger::Owner,
     k8s::object::FIELD_MANAGER,
 };
@@ -41,6 +44,20 @@ pub async fn replace_vault(
     write::<SecretVault>(client, namespace, owner, json!(status)).await
 }
 
+/// Replaces the status of the very assignment that was read; one that took its name meanwhile is left
+/// alone.
+///
+/// # Errors
+/// The apiserver's refusal; 404 or 422 when the assignment is gone.
+pub async fn replace_assignment(
+    client: &Client,
+    namespace: &str,
+    owner: &Owner,
+    status: &RoleAssignmentStatus,
+) -> kube::Result<()> {
+    write::<RoleAssignment>(client, namespace, owner, json!(status)).await
+}
+
 /// Replaces the finalizers of a vault that has not changed since it was read.
 ///
 /// # Errors
@@ -52,7 +69,34 @@ pub async fn finalizers(
     version: &str,
     finalizers: &[String],
 ) -> kube::Result<()> {
-    let api = Api::<PartialObjectMeta<SecretVault>>::namespaced(client.clone(), namespace);
+    write_finalizers::<SecretVault>(client, namespace, owner, version, finalizers).await
+}
+
+/// Replaces the finalizers of an assignment that has not changed since it was read.
+///
+/// # Errors
+/// The apiserver's refusal; 409 when it has changed.
+pub async fn assignment_finalizers(
+    client: &Client,
+    namespace: &str,
+    owner: &Owner,
+    version: &str,
+    finalizers: &[String],
+) -> kube::Result<()> {
+    write_finalizers::<RoleAssignment>(client, namespace, owner, version, finalizers).await
+}
+
+async fn write_finalizers<K>(
+    client: &Client,
+    namespace: &str,
+    owner: &Owner,
+    version: &str,
+    finalizers: &[String],
+) -> kube::Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug,
+{
+    let api = Api::<PartialObjectMeta<K>>::namespaced(client.clone(), namespace);
     let patch = json!({
         "metadata": {"uid": owner.uid, "resourceVersion": version, "finalizers": finalizers},
     });

@@ -58,7 +58,7 @@ async fn the_examples_are_taken_and_become_ready() {
     let _operator = Operator::start(&space, options).await;
     let wait = [
         "wait",
-        "functionkeys,secretvaults",
+        "functionkeys,secretvaults,roleassignments",
         "--all",
         "--namespace=shop",
         "--for=condition=Ready",
@@ -102,6 +102,7 @@ async fn the_examples_are_taken_and_become_ready() {
     cluster.kubectl(&wait, "").await.unwrap();
 
     the_vaults_of_the_examples(&space).await;
+    who_may_do_what(&space).await;
 
     tour(&space).await;
 
@@ -117,6 +118,33 @@ async fn the_examples_are_taken_and_become_ready() {
             "{}: {claimed:?} is not in {refusal}",
             file.display()
         );
+    }
+}
+
+/// What the examples' assignments come to, asked as their page has it.
+async fn who_may_do_what(space: &Space) {
+    let can = async |verb: &str, vault: &str, account: &str| {
+        let args = [
+            "auth",
+            "can-i",
+            verb,
+            &format!("secretvaults.claviger.dev/{vault}"),
+            "--subresource=secrets",
+            "--namespace=shop",
+            &format!("--as=system:serviceaccount:shop:{account}"),
+        ];
+        space.cluster.kubectl(&args, "").await.is_ok()
+    };
+    for (verb, vault, account, expected) in [
+        ("get", "payments", "web", true),
+        ("get", "ledger", "web", false),
+        ("update", "payments", "web", false),
+        ("create", "ledger", "importer", true),
+        ("get", "ledger", "importer", false),
+        ("create", "payments", "importer", false),
+    ] {
+        let may = can(verb, vault, account).await;
+        assert_eq!(may, expected, "{account} {verb} {vault}");
     }
 }
 

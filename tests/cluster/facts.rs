@@ -20,7 +20,8 @@ const CLAVIGER: &str = "system:serviceaccount:claviger-system:claviger";
 pub(crate) const A_WHILE: Duration = Duration::from_millis(1500);
 
 /// Every write of Claviger in the namespace so far, as `patch secrets/keys`, refused ones too.
-/// Events are not counted; leases are in another namespace.
+/// Events are not counted; leases are in another namespace. Nor is the publication of the roots, which
+/// comes to every namespace by itself (`ca.rs` tells of it).
 pub(crate) fn writes(space: &Space) -> Vec<String> {
     let log = std::fs::read_to_string(&space.cluster.audit).unwrap();
     log.lines()
@@ -30,6 +31,7 @@ pub(crate) fn writes(space: &Space) -> Vec<String> {
             line["user"]["username"] == CLAVIGER
                 && line["objectRef"]["namespace"] == *space.name
                 && line["objectRef"]["resource"] != "events"
+                && !is_roots(&line["objectRef"])
         })
         .filter_map(|line| {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -41,6 +43,11 @@ pub(crate) fn writes(space: &Space) -> Vec<String> {
                 .then(|| format!("{verb} {resource}/{name}"))
         })
         .collect()
+}
+
+/// Whether an audited request is about the published roots.
+fn is_roots(object: &Value) -> bool {
+    object["resource"] == "configmaps" && object["name"] == claviger::k8s::ca::NAME
 }
 
 /// How many of these writes were to this object.
@@ -64,6 +71,9 @@ pub(crate) async fn versions(space: &Space) -> BTreeMap<String, String> {
         let api: Api<DynamicObject> =
             Api::namespaced_with(space.client.clone(), &space.name, &resource);
         for object in api.list(&ListParams::default()).await.unwrap() {
+            if kind == "ConfigMap" && object.name_any() == claviger::k8s::ca::NAME {
+                continue;
+            }
             versions.insert(
                 format!("{kind}/{}", object.name_any()),
                 object.resource_version().unwrap(),

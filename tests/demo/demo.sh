@@ -134,7 +134,7 @@ up() {
   show helm install claviger charts/claviger --namespace "$system" --create-namespace \
     --set replicaCount=0 --hide-notes
   kubectl wait --for=condition=established --timeout=30s \
-    crd/functionkeys.claviger.dev crd/secretvaults.claviger.dev >/dev/null
+    crd/functionkeys.claviger.dev crd/roleassignments.claviger.dev crd/secretvaults.claviger.dev >/dev/null
   operator_kubeconfig
   setsid env -i PATH="$PATH" KUBECONFIG="$demo/operator.kubeconfig" "$demo/bin/claviger" run \
     --system-namespace "$system" --admin-address 127.0.0.1:"$(free_port)" \
@@ -146,7 +146,7 @@ up() {
 
   step "3. Keys are declared; nobody writes a value"
   show kubectl apply -f examples/
-  kubectl -n shop wait --for=condition=Ready --timeout=60s functionkeys,secretvaults --all >/dev/null
+  kubectl -n shop wait --for=condition=Ready --timeout=60s functionkeys,secretvaults,roleassignments --all >/dev/null
   show kubectl -n shop get functionkeys
   say "what the Functions host of the app reads (values shortened):"
   entries

@@ -11,10 +11,11 @@ use std::{
 use clap::Parser;
 use claviger::{
     cli,
-    domain::plan::Occurrence,
+    domain::{plan::Occurrence, role::BuiltIn},
     metrics::{Census, Metrics},
 };
 use serde_json::Value;
+use strum::IntoEnumIterator;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -68,10 +69,18 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
         .collect()
 }
 
+/// The one object of this kind that is of the controller, or of no half.
 fn the<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
-    let found = of_kind(objects, kind);
+    let mut found = of_kind(objects, kind);
+    found.retain(|object| half(object) != "server");
     assert_eq!(found.len(), 1, "{kind}");
     found[0]
+}
+
+/// Which half an object is of.
+fn half(object: &Value) -> &str {
+    let component = "/metadata/labels/app.kubernetes.io~1component";
+    text(object, component)
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
@@ -154,6 +163,10 @@ const COMBINATIONS: &[&[&str]] = &[
     ],
     &[
         "--set",
+        "rbac.builtInRoles.adminsGrant=false,rbac.builtInRoles.aggregateToAdmin=true,rbac.builtInRoles.aggregateToEdit=true,rbac.builtInRoles.aggregateToView=true",
+    ],
+    &[
+        "--set",
         "image.registry=r.example:5000,image.digest=sha256:0123456789012345678901234567890123456789012345678901234567890123",
     ],
     &[
@@ -225,6 +238,25 @@ const COMBINATIONS: &[&[&str]] = &[
         "--set",
         "fullnameOverride=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeee12",
     ],
+    &["--set", "server.enabled=false"],
+    &[
+        "--set",
+        "domain=keys.example.com,clusterDomain=corp.local,server.name=id.keys.example.com,server.tlsSecret=front,server.replicaCount=1",
+        "--set",
+        "ca.publicRoots=omit,ca.leafLifetime=1h,ca.lifetime=100h,ca.lead=10h,server.service.type=LoadBalancer,server.port=9443",
+    ],
+    &[
+        "--set",
+        "server.serviceAccount.create=false,server.serviceAccount.name=front",
+        "--set-json",
+        r#"server={"ingressFrom":[{"namespaceSelector":{}}],"podLabels":{"a":"b"},"podAnnotations":{"a":"b"},"extraEgress":[{}],"affinity":{"nodeAffinity":{}}}"#,
+    ],
+    &[
+        "--set-json",
+        r#"ca={"furtherRoots":"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"}"#,
+        "--set-json",
+        r#"extraVolumes=[{"name":"v","emptyDir":{}}]"#,
+    ],
 ];
 
 /// Kinds that belong to no namespace.
@@ -259,12 +291,22 @@ fn every_combination_of_values_renders_objects_that_fit_each_other() {
     }
 }
 
-/// What selects pods selects the controller's.
+/// What selects pods selects those of its half.
 fn pods_are_found(objects: &[Value], values: &[&str]) {
-    let deployment = the(objects, "Deployment");
+    for deployment in of_kind(objects, "Deployment") {
+        let own: Vec<Value> = objects
+            .iter()
+            .filter(|object| half(object) == half(deployment))
+            .cloned()
+            .collect();
+        pods_of_a_half_are_found(deployment, &own, objects, values);
+    }
+}
+
+fn pods_of_a_half_are_found(deployment: &Value, own: &[Value], objects: &[Value], values: &[&str]) {
     let pod = &deployment["spec"]["template"];
     let labels = pod["metadata"]["labels"].as_object().unwrap();
-    for object in objects {
+    for object in own {
         let selector = match text(object, "/kind") {
             "Deployment" | "PodDisruptionBudget" | "PodMonitor" => {
                 &object["spec"]["selector"]["matchLabels"]
@@ -290,40 +332,63 @@ fn pods_are_found(objects: &[Value], values: &[&str]) {
     }
     let port = &pod["spec"]["containers"][0]["ports"][0];
     assert_eq!(port["name"], "admin");
-    for service in of_kind(objects, "Service") {
-        assert_eq!(service["spec"]["ports"][0]["targetPort"], "admin");
-        assert_eq!(service["spec"]["ports"][0]["name"], "metrics");
+    let doors = &pod["spec"]["containers"][0]["ports"][1];
+    assert_eq!(*doors != Value::Null, half(deployment) == "server");
+    for service in of_kind(own, "Service") {
+        let (name, target) = if text(service, "/metadata/name").ends_with("-metrics") {
+            ("metrics", "admin")
+        } else {
+            assert_eq!(doors["name"], "https");
+            ("https", "https")
+        };
+        assert_eq!(service["spec"]["ports"][0]["targetPort"], target);
+        assert_eq!(service["spec"]["ports"][0]["name"], name);
     }
     for monitor in of_kind(objects, "ServiceMonitor") {
         assert_eq!(monitor["spec"]["endpoints"][0]["port"], "metrics");
-        let service = the(objects, "Service");
         let wanted = monitor["spec"]["selector"]["matchLabels"]
             .as_object()
             .unwrap();
-        assert!(
-            wanted
-                .iter()
-                .all(|(label, value)| service["metadata"]["labels"][label] == *value)
-        );
+        assert!(of_kind(own, "Service").iter().any(|service| {
+            service["spec"]["ports"][0]["name"] == "metrics"
+                && wanted
+                    .iter()
+                    .all(|(label, value)| service["metadata"]["labels"][label] == *value)
+        }));
     }
-    for policy in of_kind(objects, "NetworkPolicy") {
+    for policy in of_kind(own, "NetworkPolicy") {
         assert_eq!(
             policy["spec"]["ingress"][0]["ports"][0]["port"],
             port["containerPort"]
         );
+        if half(deployment) == "server" {
+            let let_in = &policy["spec"]["ingress"][1]["ports"][0]["port"];
+            assert_eq!(*let_in, doors["containerPort"]);
+        }
     }
 }
 
-/// Bindings, policies and pods mean the same ServiceAccount.
+/// Bindings, policies and pods of a half mean the same ServiceAccount, and the halves have two.
 fn subjects_are_the_one_account(objects: &[Value], values: &[&str]) {
     let deployment = the(objects, "Deployment");
     let account = text(deployment, "/spec/template/spec/serviceAccountName");
     let namespace = text(deployment, "/metadata/namespace");
+    let accounts: BTreeMap<&str, &str> = of_kind(objects, "Deployment")
+        .into_iter()
+        .map(|deployment| {
+            let account = text(deployment, "/spec/template/spec/serviceAccountName");
+            (half(deployment), account)
+        })
+        .collect();
+    if let Some(server) = accounts.get("server") {
+        assert_ne!(*server, account);
+    }
     for made in of_kind(objects, "ServiceAccount") {
-        assert_eq!(text(made, "/metadata/name"), account);
+        assert_eq!(text(made, "/metadata/name"), accounts[half(made)]);
     }
     for kind in ["RoleBinding", "ClusterRoleBinding"] {
         for binding in of_kind(objects, kind) {
+            let account = accounts[half(binding)];
             assert_eq!(text(binding, "/subjects/0/name"), account, "{values:?}");
             assert_eq!(
                 text(binding, "/subjects/0/namespace"),
@@ -363,8 +428,9 @@ fn subjects_are_the_one_account(objects: &[Value], values: &[&str]) {
     }
 }
 
-/// The binary's own command line takes what the Deployment gives it, and understands it as meant.
+/// The binary's own command line takes what the Deployments give it, and understands it as meant.
 fn the_binary_takes_the_arguments(objects: &[Value], values: &[&str]) {
+    the_server_takes_the_arguments(objects, values);
     let container = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0].clone();
     let line = [&["claviger"], texts(&container["args"]).as_slice()].concat();
     let parsed =
@@ -378,11 +444,19 @@ fn the_binary_takes_the_arguments(objects: &[Value], values: &[&str]) {
         .iter()
         .any(|value| value.contains("scope.mode=namespaces"));
     assert_eq!(listed, !args.namespaces.is_empty(), "{values:?}");
+    if let Some(role) = of_kind(objects, "ClusterRole").first() {
+        let found = of_kind(objects, "ClusterRole").into_iter().any(|role| {
+            text(role, "/metadata/name")
+                == BuiltIn::SecretVaultSecretsOfficer.cluster_role(&args.role_prefix)
+        });
+        assert!(found, "{values:?}: {role}");
+    }
     if let Some(namespace) = args.namespaces.first() {
         assert_eq!(namespace, "shop");
         let mut roles = of_kind(objects, "Role");
-        // One for the controller's own namespace.
+        // One for the controller's own namespace, and the server's.
         roles.retain(|role| !text(role, "/metadata/name").ends_with("-own-namespace"));
+        roles.retain(|role| half(role) != "server");
         let roles: BTreeSet<&str> = roles
             .iter()
             .map(|role| text(role, "/metadata/namespace"))
@@ -407,7 +481,9 @@ fn the_binary_takes_the_arguments(objects: &[Value], values: &[&str]) {
                 claviger::k8s::seal_key::NAME,
                 "claviger-root-key",
                 backup,
-                backup
+                claviger::k8s::token_keys::NAME,
+                backup,
+                claviger::k8s::ca::NAME,
             ],
             "{values:?}"
         );
@@ -437,6 +513,64 @@ fn the_binary_takes_the_arguments(objects: &[Value], values: &[&str]) {
             variables.iter().any(|variable| *variable == name),
             "{name} is read by nobody"
         );
+    }
+}
+
+/// The same for the server; and both halves are told the same names.
+fn the_server_takes_the_arguments(objects: &[Value], values: &[&str]) {
+    let servers: Vec<&Value> = of_kind(objects, "Deployment")
+        .into_iter()
+        .filter(|deployment| half(deployment) == "server")
+        .collect();
+    let off = values
+        .iter()
+        .any(|value| value.contains("server.enabled=false"));
+    assert_eq!(servers.len(), usize::from(!off), "{values:?}");
+    let parse = |deployment: &Value| {
+        let args = "/spec/template/spec/containers/0/args";
+        let line = [
+            &["claviger"],
+            texts(deployment.pointer(args).unwrap()).as_slice(),
+        ]
+        .concat();
+        cli::Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{values:?}: {error}"))
+    };
+    for deployment in servers {
+        let cli::Command::Server(args) = parse(deployment).command else {
+            panic!("{values:?}: not the server");
+        };
+        let cli::Command::Controller(controller) = parse(the(objects, "Deployment")).command else {
+            panic!("{values:?}: not the controller");
+        };
+        assert_eq!(
+            format!("{:?}", args.names),
+            format!("{:?}", controller.names)
+        );
+        let ports = &deployment["spec"]["template"]["spec"]["containers"][0]["ports"];
+        assert_eq!(ports[0]["containerPort"], args.admin_address.port());
+        assert_eq!(ports[1]["containerPort"], args.doors.listen.port());
+        let name = args.doors.server_name("?");
+        let service = of_kind(objects, "Service")
+            .into_iter()
+            .find(|service| service["spec"]["ports"][0]["name"] == "https")
+            .unwrap();
+        let (host, namespace) = (
+            text(service, "/metadata/name"),
+            text(service, "/metadata/namespace"),
+        );
+        if args.names.domain.is_none() {
+            assert_eq!(name, format!("{host}.{namespace}.svc"), "{values:?}");
+        }
+        let role = of_kind(objects, "Role")
+            .into_iter()
+            .find(|role| half(role) == "server");
+        if let (Some(role), Some(secret)) = (role, &args.doors.tls_secret) {
+            assert!(texts(&role["rules"][0]["resourceNames"]).contains(&&**secret));
+        }
+        // It has time to finish what it lets others wait for.
+        let grace =
+            deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_i64();
+        assert!(grace.unwrap() > args.doors.drain_timeout.as_secs() + 5);
     }
 }
 
@@ -578,6 +712,24 @@ fn wrong_values_are_refused_with_what_is_wrong() {
             "'/maxConcurrentReconciles'",
             &["--set", "maxConcurrentReconciles=257"],
         ),
+        ("'/domain'", &["--set", "domain=https://keys.example.com"]),
+        ("'/clusterDomain'", &["--set", "clusterDomain="]),
+        ("'/server/name'", &["--set", "server.name=Keys.example.com"]),
+        ("'/server/port'", &["--set", "server.port=0"]),
+        (
+            "'/server/maxConnections'",
+            &["--set", "server.maxConnections=0"],
+        ),
+        (
+            "'/server/requestTimeout'",
+            &["--set", "server.requestTimeout=soon"],
+        ),
+        ("'/ca/publicRoots'", &["--set", "ca.publicRoots=some"]),
+        ("'/ca/lifetime'", &["--set", "ca.lifetime=1y"]),
+        (
+            "server.serviceAccount.name is needed when server.serviceAccount.create is false",
+            &["--set", "server.serviceAccount.create=false"],
+        ),
         ("'/admin/port'", &["--set", "admin.port=70000"]),
         ("'/admin/port'", &["--set", "admin.port=0"]),
         ("'/replicaCount'", &["--set", "replicaCount=-1"]),
@@ -653,6 +805,7 @@ fn schema_and_values_speak_of_the_same_fields() {
             "resources",
             "livenessProbe",
             "readinessProbe",
+            "server.resources",
         ];
         wrong.retain(|line| {
             !foreign
@@ -670,8 +823,10 @@ fn figures() -> String {
     metrics.failed("FunctionKey", "Write");
     metrics.turned(Occurrence::Rotated);
     metrics.restarted();
+    metrics.refused("handshake");
     metrics.leads(true);
     metrics.counted(Census::default(), claviger::clock::now());
+    metrics.accessed("token", "allowed");
     metrics.render()
 }
 
@@ -827,8 +982,14 @@ fn no_right_is_a_wildcard_or_a_way_up_and_each_says_why_it_is_there() {
             .iter()
             .filter(|object| text(object, "/kind").ends_with("Role"))
         {
+            let name = text(role, "/metadata/name");
             for rule in role["rules"].as_array().unwrap() {
                 counted += 1;
+                if name.ends_with("-bind-built-in") {
+                    may_bind_the_built_in_roles_only(rule);
+                    continue;
+                }
+                let about_roles = texts(&rule["apiGroups"]) == ["rbac.authorization.k8s.io"];
                 for field in ["apiGroups", "resources", "verbs"] {
                     for item in texts(&rule[field]) {
                         let way_up = [
@@ -837,11 +998,13 @@ fn no_right_is_a_wildcard_or_a_way_up_and_each_says_why_it_is_there() {
                             "escalate",
                             "impersonate",
                             "sign",
-                            "rbac.authorization.k8s.io",
                             "serviceaccounts/token",
                         ];
                         assert!(!item.contains('*') && !way_up.contains(&item), "{rule}");
                     }
+                }
+                if about_roles {
+                    writes_bindings_and_reads_roles(rule);
                 }
                 assert_eq!(rule["nonResourceURLs"], Value::Null);
             }
@@ -850,6 +1013,136 @@ fn no_right_is_a_wildcard_or_a_way_up_and_each_says_why_it_is_there() {
         assert_eq!(counted, rules.len(), "{values:?}");
         assert!(counted >= 10);
     }
+}
+
+/// People who administer a namespace may grant these roles there and no others.
+fn may_bind_the_built_in_roles_only(rule: &Value) {
+    assert_eq!(texts(&rule["verbs"]), ["bind"]);
+    assert_eq!(texts(&rule["resources"]), ["clusterroles"]);
+    let expected: Vec<String> = BuiltIn::iter()
+        .map(|role| role.cluster_role("rel-claviger"))
+        .collect();
+    assert_eq!(texts(&rule["resourceNames"]), expected);
+}
+
+/// What carries RoleAssignments out: it grants what it holds, so `bind` and `escalate` are not needed.
+fn writes_bindings_and_reads_roles(rule: &Value) {
+    let verbs = texts(&rule["verbs"]);
+    let write = ["get", "list", "watch", "create", "patch", "delete"];
+    match texts(&rule["resources"]).as_slice() {
+        ["roles", "rolebindings"] | ["clusterrolebindings"] => assert_eq!(verbs, write),
+        ["clusterroles"] => assert_eq!(verbs, ["get", "list", "watch"]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_built_in_roles_of_the_chart_are_those_of_the_binary() {
+    for values in [
+        &[][..],
+        &[
+            "--set",
+            "fullnameOverride=aaaaaaaaaabbbbbbbbbbccccccccccd-ddddddddeeeeeeeeee12",
+        ],
+        &[
+            "--set",
+            "fullnameOverride=aaaaaaaaaabbbbbbbbbbccccccccccddd-dddddddeeeeeeeee12",
+        ],
+    ] {
+        let objects = objects(values);
+        let args = the(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+            .clone();
+        let prefix = texts(&args)
+            .into_iter()
+            .find_map(|arg| arg.strip_prefix("--role-prefix="))
+            .unwrap();
+        let controller = of_kind(&objects, "ClusterRole")
+            .into_iter()
+            .find(|role| text(role, "/metadata/name") == prefix)
+            .unwrap();
+        for role in BuiltIn::iter() {
+            let name = role.cluster_role(prefix);
+            let made = of_kind(&objects, "ClusterRole")
+                .into_iter()
+                .find(|made| text(made, "/metadata/name") == name)
+                .unwrap_or_else(|| panic!("{values:?}: {role} is not there as {name}"));
+            let rules: Vec<(Vec<&str>, Vec<&str>)> = made["rules"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|rule| {
+                    assert_eq!(texts(&rule["apiGroups"]), ["claviger.dev"]);
+                    (texts(&rule["resources"]), texts(&rule["verbs"]))
+                })
+                .collect();
+            let expected: Vec<(Vec<&str>, Vec<&str>)> = role
+                .permissions()
+                .iter()
+                .map(|(resource, verbs)| (vec![*resource], verbs.to_vec()))
+                .collect();
+            assert_eq!(rules, expected, "{role}");
+            // The controller holds what it is to grant, and the policy asks for each of it.
+            let policy = of_kind(&objects, "ValidatingAdmissionPolicy")
+                .into_iter()
+                .find(|policy| text(policy, "/metadata/name").ends_with("role-authors"))
+                .unwrap();
+            let variable = |name: &str| {
+                let variables = policy["spec"]["variables"].as_array().unwrap();
+                let found = variables
+                    .iter()
+                    .find(|variable| text(variable, "/name") == name);
+                text(found.unwrap(), "/expression").to_owned()
+            };
+            assert!(variable("names").contains(&format!("'{role}': '{name}'")));
+            let holds = variable(&format!("holds{role}"));
+            let asked = holds.matches("variables.may").count();
+            let permitted = role.permissions().iter().map(|(_, verbs)| verbs.len());
+            assert_eq!(asked, permitted.sum::<usize>(), "{role}");
+            // What a policy may spend on all its questions: 28 of them, and one is for `bind`.
+            assert!(asked <= 27, "{role}");
+            for (resource, verbs) in role.permissions() {
+                let held = |verb: &str| {
+                    let rules = controller["rules"].as_array().unwrap();
+                    rules.iter().any(|rule| {
+                        texts(&rule["resources"]).contains(resource)
+                            && texts(&rule["verbs"]).contains(&verb)
+                            && rule["resourceNames"] == Value::Null
+                    })
+                };
+                assert!(verbs.iter().all(|verb| held(verb)), "{role}: {resource}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_built_in_roles_permit_is_added_to_kubernetes_own_only_when_asked_for() {
+    let added = |values: &[&str], to: &str| -> BTreeSet<String> {
+        let label = format!("rbac.authorization.k8s.io/aggregate-to-{to}");
+        let objects = objects(values);
+        let roles = of_kind(&objects, "ClusterRole").into_iter();
+        roles
+            .filter(|role| role["metadata"]["labels"][&label] == "true")
+            .flat_map(|role| role["rules"].as_array().unwrap())
+            .filter(|rule| {
+                texts(&rule["resources"])
+                    .iter()
+                    .any(|name| name.contains("/secrets"))
+            })
+            .flat_map(|rule| texts(&rule["verbs"]))
+            .map(str::to_owned)
+            .collect()
+    };
+    for to in ["admin", "edit", "view"] {
+        assert!(added(&[], to).is_empty(), "{to}");
+    }
+    let all = [
+        "--set",
+        "rbac.builtInRoles.aggregateToAdmin=true,rbac.builtInRoles.aggregateToEdit=true,rbac.builtInRoles.aggregateToView=true",
+    ];
+    assert_eq!(added(&all, "view"), BTreeSet::from(["list".to_owned()]));
+    assert!(added(&all, "edit").contains("get") && !added(&all, "edit").contains("purge"));
+    assert!(added(&all, "admin").contains("purge"));
 }
 
 #[test]
@@ -861,7 +1154,19 @@ fn an_install_for_some_namespaces_holds_no_right_over_secrets_of_the_whole_clust
             .find(|role| role["metadata"]["name"] == binding["roleRef"]["name"])
             .unwrap();
         let rules = role["rules"].as_array().unwrap();
-        assert_eq!(rules.len(), 1, "{rules:?}");
+        if text(role, "/metadata/name").ends_with("-server-reviews") {
+            // It asks about callers of all namespaces, and reads no Secret.
+            let read: Vec<&str> = rules
+                .iter()
+                .flat_map(|rule| texts(&rule["resources"]))
+                .collect();
+            let reviews = ["tokenreviews", "subjectaccessreviews", "serviceaccounts"];
+            assert_eq!(read, reviews);
+            continue;
+        }
+        assert_eq!(rules.len(), 2, "{rules:?}");
+        assert_eq!(texts(&rules[1]["resources"]), ["clusterroles"]);
+        assert_eq!(texts(&rules[1]["verbs"]), ["get", "list", "watch"]);
         assert_eq!(texts(&rules[0]["resources"]), ["customresourcedefinitions"]);
         assert_eq!(
             texts(&rules[0]["resourceNames"]),
@@ -913,7 +1218,13 @@ fn the_release_fits_where_helm_keeps_it_and_renders_the_same_each_time() {
 #[test]
 fn the_pods_fit_the_restricted_standard_and_a_network_policy_is_on() {
     let objects = objects(&[]);
-    let pod = &the(&objects, "Deployment")["spec"]["template"]["spec"];
+    for deployment in of_kind(&objects, "Deployment") {
+        the_pods_of_a_half_fit(deployment, &objects);
+    }
+}
+
+fn the_pods_of_a_half_fit(deployment: &Value, objects: &[Value]) {
+    let pod = &deployment["spec"]["template"]["spec"];
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
     assert_eq!(
         pod["securityContext"]["seccompProfile"]["type"],
@@ -950,7 +1261,10 @@ fn the_pods_fit_the_restricted_standard_and_a_network_policy_is_on() {
     for probe in ["livenessProbe", "readinessProbe"] {
         assert_eq!(containers[0][probe]["httpGet"]["port"], "admin");
     }
-    let policy = the(&objects, "NetworkPolicy");
+    let policy = of_kind(objects, "NetworkPolicy")
+        .into_iter()
+        .find(|policy| half(policy) == half(deployment))
+        .unwrap();
     assert_eq!(texts(&policy["spec"]["policyTypes"]), ["Ingress", "Egress"]);
     let ports = |rules: &Value| -> BTreeSet<u64> {
         let rules = rules.as_array().unwrap().iter();
@@ -958,7 +1272,12 @@ fn the_pods_fit_the_restricted_standard_and_a_network_policy_is_on() {
             rules.flat_map(|rule| rule["ports"].as_array().expect("a rule names its ports"));
         ports.map(|port| port["port"].as_u64().unwrap()).collect()
     };
-    assert_eq!(ports(&policy["spec"]["ingress"]), BTreeSet::from([8081]));
+    let open = if half(deployment) == "server" {
+        BTreeSet::from([8081, 8443])
+    } else {
+        BTreeSet::from([8081])
+    };
+    assert_eq!(ports(&policy["spec"]["ingress"]), open);
     assert_eq!(
         ports(&policy["spec"]["egress"]),
         BTreeSet::from([53, 443, 6443])

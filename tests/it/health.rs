@@ -93,3 +93,16 @@ fn vaults_are_judged_as_keys_are() {
         rule().trim_end()
     );
 }
+
+#[test]
+fn assignments_are_judged_as_keys_are_but_for_being_suspended() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gitops/argocd-cm.yaml");
+    let config: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let assignment = &config["data"]["resource.customizations.health.claviger.dev_RoleAssignment"];
+    let rule = rule();
+    let (_, unsuspended) = rule.split_once("end\n").unwrap();
+    assert_eq!(
+        assignment.as_str().unwrap().trim_end(),
+        unsuspended.trim_end()
+    );
+}

@@ -7,6 +7,8 @@ mod chart;
 mod command_line;
 mod generated;
 mod health;
+mod listener;
+mod oidc;
 mod root_keys;
 mod threats;
 mod vectors;

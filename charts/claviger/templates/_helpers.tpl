@@ -46,6 +46,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: controller
 {{- end }}
 
+{{- define "claviger.serverSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "claviger.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{/*
+What the pods of both halves have in common.
+*/}}
+{{- define "claviger.bothSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "claviger.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{/*
 Labels that the user wants on everything; the chart's own win over the parent chart's.
 */}}
@@ -58,6 +72,15 @@ Labels that the user wants on everything; the chart's own win over the parent ch
 
 {{- define "claviger.labels" -}}
 {{ include "claviger.selectorLabels" . }}
+{{ include "claviger.aboutLabels" . }}
+{{- end }}
+
+{{- define "claviger.serverLabels" -}}
+{{ include "claviger.serverSelectorLabels" . }}
+{{ include "claviger.aboutLabels" . }}
+{{- end }}
+
+{{- define "claviger.aboutLabels" -}}
 app.kubernetes.io/part-of: claviger
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -72,6 +95,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- default (include "claviger.fullname" .) .Values.serviceAccount.name }}
 {{- else }}
 {{- required "serviceAccount.name is needed when serviceAccount.create is false: the chart's policies are bound to a ServiceAccount of the controller's own, never to one that others use" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/*
+The server's account: it reads two Secrets, and nothing of what the controller may.
+*/}}
+{{- define "claviger.serverServiceAccountName" -}}
+{{- if .Values.server.serviceAccount.create }}
+{{- default (include "claviger.suffixed" (list . "server")) .Values.server.serviceAccount.name }}
+{{- else }}
+{{- required "server.serviceAccount.name is needed when server.serviceAccount.create is false" .Values.server.serviceAccount.name }}
 {{- end }}
 {{- end }}
 
@@ -158,6 +192,26 @@ one Role per namespace, so that the two modes cannot differ.
 - apiGroups: [""]
   resources: [namespaces]
   verbs: [get]
+# Who may do what, as declared. `patch` is for the finalizer of those that reach beyond their namespace;
+# a policy of this chart refuses Claviger any other change.
+- apiGroups: [claviger.dev]
+  resources: [roleassignments]
+  verbs: [get, list, watch, patch]
+# Where it says what each of them comes to.
+- apiGroups: [claviger.dev]
+  resources: [roleassignments/status]
+  verbs: [patch]
+# What RoleAssignments become. A policy of this chart refuses Claviger any that it did not make for one,
+# and the apiserver any that would grant what Claviger does not hold.
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
+  verbs: [get, list, watch, create, patch, delete]
+{{- range $resource, $verbs := include "claviger.dataPlane" . | fromJson }}
+# Held in order to be granted: what built-in roles permit. It is not used; the doors refuse Claviger.
+- apiGroups: [claviger.dev]
+  resources: [{{ $resource }}]
+  verbs: [{{ join ", " $verbs }}]
+{{- end }}
 # Where it says how each key fares.
 - apiGroups: [claviger.dev]
   resources: [functionkeys/status]
@@ -176,7 +230,8 @@ one Role per namespace, so that the two modes cannot differ.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch, delete]
-# The same for apps that keep their keys in a ConfigMap (storage.configMap with allowInsecure).
+# The same for apps that keep their keys in a ConfigMap (storage.configMap with allowInsecure); and the
+# ConfigMap claviger-ca, in which what clients shall trust is published.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, patch, delete]
@@ -197,7 +252,12 @@ Where the server is found, for SDKs: AZURE_AUTHORITY_HOST.
 */}}
 {{- define "claviger.authority" -}}
 {{- $host := default (printf "%s.%s.svc" (include "claviger.fullname" .) (include "claviger.namespace" .)) .Values.server.name }}
+{{- $port := int .Values.server.service.port }}
+{{- if eq $port 443 }}
 {{- printf "https://%s/" $host }}
+{{- else }}
+{{- printf "https://%s:%d/" $host $port }}
+{{- end }}
 {{- end }}
 
 {{/*

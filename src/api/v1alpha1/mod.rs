@@ -2,8 +2,10 @@
 
 mod common;
 mod function_key;
+mod role_assignment;
 mod secret_vault;
 
 pub use common::*;
 pub use function_key::*;
+pub use role_assignment::*;
 pub use secret_vault::*;

@@ -119,15 +119,21 @@ impl Act {
     fn new(method: http::Method, namespace: &str, what: &str) -> Self {
         let resource = what.split('/').next().unwrap();
         let prefix = match resource {
-            "functionkeys" | "secretvaults" => "/apis/claviger.dev/v1alpha1",
+            "functionkeys" | "roleassignments" | "secretvaults" => "/apis/claviger.dev/v1alpha1",
             "deployments" | "statefulsets" | "daemonsets" | "replicasets" => "/apis/apps/v1",
-            "roles" | "rolebindings" => "/apis/rbac.authorization.k8s.io/v1",
-            "configmaps" | "pods" | "secrets" | "serviceaccounts" => "/api/v1",
+            "clusterroles" | "clusterrolebindings" | "roles" | "rolebindings" => {
+                "/apis/rbac.authorization.k8s.io/v1"
+            }
+            "configmaps" | "namespaces" | "pods" | "secrets" | "serviceaccounts" => "/api/v1",
             other => panic!("{other} is not known to the tests"),
+        };
+        let path = match resource {
+            "clusterroles" | "clusterrolebindings" | "namespaces" => format!("{prefix}/{what}"),
+            _ => format!("{prefix}/namespaces/{namespace}/{what}"),
         };
         Self {
             method,
-            path: format!("{prefix}/namespaces/{namespace}/{what}"),
+            path,
             query: Vec::new(),
             content_type: "application/json",
             body: Value::Null,

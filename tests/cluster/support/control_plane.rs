@@ -142,6 +142,9 @@ impl Cluster {
         helm.args(["template", release])
             .arg(root().join("charts/claviger"));
         helm.args(["--namespace", namespace, "--kube-version", "1.36.3"]);
+        // Which helm would ask the cluster for.
+        let served = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy";
+        helm.args(["--api-versions", served]);
         for value in values {
             helm.args(["--set", value]);
         }
@@ -180,6 +183,7 @@ impl Cluster {
             "--for=condition=established",
             "--timeout=30s",
             "crd/functionkeys.claviger.dev",
+            "crd/roleassignments.claviger.dev",
             "crd/secretvaults.claviger.dev",
         ];
         self.kubectl(&wait, "").await.unwrap();

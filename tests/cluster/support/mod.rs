@@ -8,6 +8,8 @@ pub(crate) mod kms;
 pub(crate) mod operator;
 pub(crate) mod proxy;
 pub(crate) mod record;
+pub(crate) mod roles;
+pub(crate) mod server;
 pub(crate) mod space;
 pub(crate) mod vault_book;
 pub(crate) mod vault_keys;

@@ -1,0 +1,77 @@
+//! May you: the apiserver's answer to a SubjectAccessReview, and nobody else's.
+//!
+//! Yes holds for ten seconds, which is as long as a right that is taken away by a binding that is not
+//! ours may go on; no for two. When the apiserver is down, answers hold to their time and then
+//! nobody may do anything.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::Client;
+
+use crate::{
+    domain::identity::Identity,
+    k8s::review::{Action, review_access},
+    server::cache::{Cache, Keep, Key},
+};
+
+/// How long a yes holds.
+pub const YES: Duration = Duration::from_secs(10);
+/// How long a no holds.
+pub const NO: Duration = Duration::from_secs(2);
+/// How long no answer at all holds: whoever waited for the same need not wait again.
+pub const SILENCE: Duration = Duration::from_millis(500);
+const CAPACITY: usize = 20_000;
+
+/// Decides who may do what.
+pub struct Authorizer {
+    client: Client,
+    answers: Cache<Decision>,
+}
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Yes.
+    Allowed,
+    /// No.
+    Denied,
+    /// The apiserver does not answer.
+    Unavailable,
+}
+
+impl Authorizer {
+    /// Asks through this client.
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            answers: Cache::new(CAPACITY),
+        }
+    }
+
+    /// Decides whether somebody may do something.
+    pub async fn decide(&self, identity: &Identity, action: &Action) -> Decision {
+        let subject = Arc::new(identity.subject());
+        let asked = serde_json::to_vec(&(&*subject, action)).expect("strings are JSON");
+        let asking = async {
+            match review_access(&self.client, &subject, action).await {
+                Ok(true) => Decision::Allowed,
+                Ok(false) => Decision::Denied,
+                Err(error) => {
+                    tracing::warn!(%error, "nobody is let in whose right is not known");
+                    Decision::Unavailable
+                }
+            }
+        };
+        let keep = |decision: &Decision| match decision {
+            Decision::Allowed => Keep::Asked(YES),
+            Decision::Denied => Keep::Asked(NO),
+            Decision::Unavailable => Keep::Came(SILENCE),
+        };
+        self.answers.get(Key::of(&[&asked]), keep, asking).await
+    }
+
+    /// Something about rights has changed: what was decided before holds no more.
+    pub fn invalidate(&self) {
+        self.answers.invalidate();
+    }
+}

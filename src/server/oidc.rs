@@ -1,0 +1,567 @@
+//! Users whom an OIDC issuer vouches for. Only issuers that the install names are ever called, at
+//! the address that was named, and nothing of ours is sent there.
+//!
+//! An issuer's keys are fetched when the first of its tokens comes and kept for an hour; a token
+//! that names a key nobody has seen makes them be fetched again, at most twice in a minute. When the
+//! issuer does not answer, the keys that are known go on for a day.
+
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, StatusCode, Uri, body::Bytes, header};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::Jwk};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use snafu::{OptionExt as _, ResultExt as _, Snafu, ensure};
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::domain::{
+    access_token::{Audiences, CLOCK_SKEW, Heading, seconds},
+    identity::{OidcUser, Prefix, Refusal},
+};
+
+/// What the install says of an issuer.
+#[derive(Clone, Debug)]
+pub struct IssuerSettings {
+    url: String,
+    audience: String,
+    prefix: Prefix,
+    user_claim: String,
+    groups_claim: String,
+    jwks: Option<String>,
+    ca: Option<PathBuf>,
+}
+
+impl IssuerSettings {
+    /// The issuer, as its tokens name it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl FromStr for IssuerSettings {
+    type Err = SettingsError;
+
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
+        let mut given = std::collections::BTreeMap::new();
+        for pair in text.split(',') {
+            let (name, value) = pair.split_once('=').context(PairSnafu { pair })?;
+            ensure!(
+                NAMES.contains(&name) && !value.is_empty(),
+                PairSnafu { pair }
+            );
+            ensure!(given.insert(name, value).is_none(), PairSnafu { pair });
+        }
+        let mut take = |name: &'static str| given.remove(name).map(str::to_owned);
+        let url = take("url").context(MissingSnafu { name: "url" })?;
+        let jwks = take("jwks");
+        for url in [Some(&url), jwks.as_ref()].into_iter().flatten() {
+            let parsed: Option<Uri> = url.parse().ok();
+            let well = parsed.is_some_and(|uri| {
+                uri.scheme_str() == Some("https") && uri.host().is_some() && uri.query().is_none()
+            });
+            ensure!(well, UrlSnafu { url });
+        }
+        let prefix = take("prefix").context(MissingSnafu { name: "prefix" })?;
+        Ok(Self {
+            url,
+            jwks,
+            audience: take("audience").context(MissingSnafu { name: "audience" })?,
+            prefix: Prefix::new(&prefix).context(PrefixSnafu)?,
+            user_claim: take("user").unwrap_or_else(|| "sub".to_owned()),
+            groups_claim: take("groups").unwrap_or_else(|| "groups".to_owned()),
+            ca: take("ca").map(PathBuf::from),
+        })
+    }
+}
+
+const NAMES: [&str; 7] = ["url", "audience", "prefix", "user", "groups", "jwks", "ca"];
+
+/// An issuer cannot be as the install says.
+#[derive(Debug, Snafu)]
+#[expect(missing_docs, reason = "the fields are what the messages say they are")]
+pub enum SettingsError {
+    /// The file of certificates.
+    #[snafu(display("{} holds no certificate of a CA that can be read", path.display()))]
+    Ca { path: PathBuf },
+    /// Something is not said.
+    #[snafu(display("an OIDC issuer needs {name}=…"))]
+    Missing { name: &'static str },
+    /// A user of one could be taken for that of another.
+    #[snafu(display(
+        "two OIDC issuers have the same url, or prefixes of which one is the beginning of the other: {one}, {other}"
+    ))]
+    Overlap { one: String, other: String },
+    /// Something that is not known.
+    #[snafu(display(
+        "not one of url=, audience=, prefix=, user=, groups=, jwks= and ca= with a value, or given twice: {pair:?}"
+    ))]
+    Pair { pair: String },
+    /// The prefix.
+    #[snafu(display("{source}"))]
+    Prefix { source: Refusal },
+    /// The machine trusts nobody.
+    #[snafu(display("no CA is trusted by this machine: name one with ca=FILE"))]
+    Roots { source: std::io::Error },
+    /// An address that is none.
+    #[snafu(display("not an address that begins with https:// and has no query: {url:?}"))]
+    Url { url: String },
+}
+
+/// Whether issuers go together.
+///
+/// # Errors
+/// [`SettingsError::Overlap`].
+pub fn check(issuers: &[IssuerSettings]) -> Result<(), SettingsError> {
+    for (number, one) in issuers.iter().enumerate() {
+        for other in &issuers[..number] {
+            let well = one.url != other.url && !one.prefix.overlaps(&other.prefix);
+            ensure!(
+                well,
+                OverlapSnafu {
+                    one: &other.url,
+                    other: &one.url
+                }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Why somebody is not believed to be a user of an issuer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Snafu)]
+pub enum Disbelief {
+    /// Not signed as the issuer signs.
+    #[snafu(display("the signature of the token is not one of its issuer"))]
+    Signature,
+    /// For somebody else.
+    #[snafu(display(
+        "the token of the OIDC issuer is for another audience: ask for one for the audience that the install names"
+    ))]
+    Audience,
+    /// Over, or not begun.
+    #[snafu(display("the token of the OIDC issuer is not valid now: ask for a new one"))]
+    Time,
+    /// It does not name its user.
+    #[snafu(display(
+        "the token of the OIDC issuer does not name its user in the claim that the install names, or the address there is not verified"
+    ))]
+    Nameless,
+    /// The user cannot be one.
+    #[snafu(display("{source}"))]
+    Refused {
+        /// Why.
+        source: Refusal,
+    },
+    /// The issuer does not answer.
+    #[snafu(display("the keys of the OIDC issuer cannot be fetched: try again later"))]
+    Unavailable,
+}
+
+/// An issuer whose users may call.
+pub struct Issuer {
+    settings: IssuerSettings,
+    http: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    keys: Mutex<Keys>,
+}
+
+#[derive(Default)]
+struct Keys {
+    known: Vec<PublicKey>,
+    fetched: Option<Instant>,
+    tried: Option<Instant>,
+}
+
+struct PublicKey {
+    id: Option<String>,
+    algorithm: Option<String>,
+    key: DecodingKey,
+}
+
+impl fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Issuer({})", self.settings.url)
+    }
+}
+
+impl Issuer {
+    /// An issuer that is not called yet.
+    ///
+    /// # Errors
+    /// When its CA cannot be read.
+    pub fn new(settings: IssuerSettings) -> Result<Self, SettingsError> {
+        let config = match &settings.ca {
+            None => ClientConfig::builder()
+                .with_native_roots()
+                .context(RootsSnafu)?,
+            Some(path) => ClientConfig::builder().with_root_certificates(roots(path)?),
+        };
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config.with_no_client_auth())
+            .https_only()
+            .enable_http1()
+            .build();
+        Ok(Self {
+            settings,
+            http: Client::builder(TokioExecutor::new()).build(connector),
+            keys: Mutex::default(),
+        })
+    }
+
+    /// The issuer, as its tokens name it.
+    pub fn url(&self) -> &str {
+        &self.settings.url
+    }
+
+    /// Whose token this is.
+    ///
+    /// # Errors
+    /// See [`Disbelief`].
+    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<OidcUser, Disbelief> {
+        let heading = Heading::of(token).context(SignatureSnafu)?;
+        let algorithm = ALGORITHMS
+            .iter()
+            .find(|(name, _)| *name == heading.alg)
+            .context(SignatureSnafu)?
+            .1;
+        let key = self.key(&heading).await?;
+        let claims = decode(token, &key, algorithm).context(SignatureSnafu)?;
+        believe(&self.settings, &claims, now)
+    }
+
+    async fn key(&self, heading: &Heading) -> Result<DecodingKey, Disbelief> {
+        let mut keys = self.keys.lock().await;
+        let age = |keys: &Keys| keys.fetched.map(|at| at.elapsed());
+        let is_new = age(&keys).is_some_and(|age| age < FRESH);
+        if is_new && let Some(key) = keys.find(heading) {
+            return Ok(key);
+        }
+        if keys.tried.is_none_or(|at| at.elapsed() >= PAUSE) {
+            keys.tried = Some(Instant::now());
+            match tokio::time::timeout(TIMEOUT, self.fetch()).await {
+                Ok(Ok(known)) => {
+                    keys.known = known;
+                    keys.fetched = Some(Instant::now());
+                }
+                failed => {
+                    let why = match failed {
+                        Ok(Err(why)) => why,
+                        _ => "no answer in time",
+                    };
+                    tracing::warn!(issuer = self.settings.url, why, "no keys were fetched");
+                }
+            }
+        }
+        match age(&keys) {
+            Some(age) if age < STALE => keys.find(heading).context(SignatureSnafu),
+            _ => UnavailableSnafu.fail(),
+        }
+    }
+
+    async fn fetch(&self) -> Result<Vec<PublicKey>, &'static str> {
+        let address = match &self.settings.jwks {
+            Some(address) => address.clone(),
+            None => self.discover().await?,
+        };
+        let document: Document = self.get(&address).await?;
+        Ok(document.keys.into_iter().filter_map(public_key).collect())
+    }
+
+    /// Where the issuer says that its keys are: on its own host, unless the install says otherwise.
+    async fn discover(&self) -> Result<String, &'static str> {
+        #[derive(Deserialize)]
+        struct Discovery {
+            issuer: String,
+            jwks_uri: String,
+        }
+        let base = self.settings.url.trim_end_matches('/');
+        let address = format!("{base}/.well-known/openid-configuration");
+        let found: Discovery = self.get(&address).await?;
+        if found.issuer != self.settings.url {
+            return Err("the discovery document is that of another issuer");
+        }
+        let place = |address: &str| {
+            let uri: Uri = address.parse().ok()?;
+            Some((uri.scheme_str()?.to_owned(), uri.authority()?.clone()))
+        };
+        let (own, named) = (place(&address), place(&found.jwks_uri));
+        if named.is_none() || named != own {
+            return Err("the issuer names another host for its keys: give their address by jwks=");
+        }
+        Ok(found.jwks_uri)
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(&self, address: &str) -> Result<T, &'static str> {
+        let request = Request::get(address)
+            .header(header::ACCEPT, "application/json")
+            .body(Empty::new())
+            .map_err(|_| "the address is none")?;
+        let response = self.http.request(request).await;
+        let response = response.map_err(|_| "the issuer cannot be reached")?;
+        if response.status() != StatusCode::OK {
+            return Err("the issuer does not answer 200");
+        }
+        let body = Limited::new(response.into_body(), LARGEST_DOCUMENT).collect();
+        let body = body.await.map_err(|_| "the issuer's answer broke off")?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|_| "the issuer's answer cannot be read")
+    }
+}
+
+impl Keys {
+    fn find(&self, heading: &Heading) -> Option<DecodingKey> {
+        let fits = |key: &&PublicKey| {
+            let of_algorithm = key
+                .algorithm
+                .as_ref()
+                .is_none_or(|algorithm| *algorithm == heading.alg);
+            // Whoever has one key need not name it.
+            let named = match &heading.kid {
+                Some(kid) => key.id.as_ref() == Some(kid),
+                None => self.known.len() == 1,
+            };
+            of_algorithm && named
+        };
+        self.known.iter().find(fits).map(|key| key.key.clone())
+    }
+}
+
+#[derive(Deserialize)]
+struct Document {
+    keys: Vec<Value>,
+}
+
+/// A key that verifies signatures; nothing if it is of another kind, or secret.
+fn public_key(document: Value) -> Option<PublicKey> {
+    let text = |name: &str| document[name].as_str().map(str::to_owned);
+    let (kind, usage) = (text("kty")?, text("use"));
+    if !["EC", "OKP", "RSA"].contains(&kind.as_str()) || usage.is_some_and(|usage| usage != "sig") {
+        return None;
+    }
+    let (id, algorithm) = (text("kid"), text("alg"));
+    let jwk: Jwk = serde_json::from_value(document).ok()?;
+    Some(PublicKey {
+        id,
+        algorithm,
+        key: DecodingKey::from_jwk(&jwk).ok()?,
+    })
+}
+
+fn decode(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Option<Map<String, Value>> {
+    let mut validation = Validation::new(algorithm);
+    validation.required_spec_claims.clear();
+    validation.validate_exp = false;
+    validation.validate_aud = false;
+    jsonwebtoken::decode(token, key, &validation)
+        .ok()
+        .map(|token| token.claims)
+}
+
+/// Whose claims these are, which the issuer has signed.
+fn believe(
+    settings: &IssuerSettings,
+    claims: &Map<String, Value>,
+    now: Timestamp,
+) -> Result<OidcUser, Disbelief> {
+    let claim = |name: &str| claims.get(name).cloned().unwrap_or_default();
+    let time = |name: &str| seconds(claim(name)).map_err(|_| Disbelief::Time);
+    // Another issuer may have keys of the same name.
+    ensure!(claim("iss") == settings.url.as_str(), SignatureSnafu);
+    let expires = time("exp")?.context(TimeSnafu)?;
+    let latest = now.as_second() + CLOCK_SKEW.as_secs();
+    ensure!(
+        expires > now.as_second() && time("nbf")?.is_none_or(|nbf| nbf <= latest),
+        TimeSnafu
+    );
+    let audiences: Audiences = serde_json::from_value(claim("aud")).unwrap_or_default();
+    ensure!(audiences.contains(&settings.audience), AudienceSnafu);
+    let user = claim(&settings.user_claim);
+    let user = user.as_str().context(NamelessSnafu)?;
+    let verified = claim("email_verified") != Value::Bool(false);
+    ensure!(settings.user_claim != "email" || verified, NamelessSnafu);
+    let groups = match claim(&settings.groups_claim) {
+        Value::String(group) => vec![group],
+        Value::Array(groups) => groups
+            .into_iter()
+            .filter_map(|group| group.as_str().map(str::to_owned))
+            .collect(),
+        _ => Vec::new(),
+    };
+    OidcUser::new(&settings.prefix, user, &groups).context(RefusedSnafu)
+}
+
+fn roots(path: &std::path::Path) -> Result<RootCertStore, SettingsError> {
+    let mut roots = RootCertStore::empty();
+    let unreadable = || SettingsError::Ca {
+        path: path.to_owned(),
+    };
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|_| unreadable())? {
+        let certificate = certificate.map_err(|_| unreadable())?;
+        roots.add(certificate).map_err(|_| unreadable())?;
+    }
+    ensure!(!roots.is_empty(), CaSnafu { path });
+    Ok(roots)
+}
+
+/// The ways of signing that are taken: none that works with a secret.
+const ALGORITHMS: [(&str, Algorithm); 9] = [
+    ("ES256", Algorithm::ES256),
+    ("ES384", Algorithm::ES384),
+    ("EdDSA", Algorithm::EdDSA),
+    ("PS256", Algorithm::PS256),
+    ("PS384", Algorithm::PS384),
+    ("PS512", Algorithm::PS512),
+    ("RS256", Algorithm::RS256),
+    ("RS384", Algorithm::RS384),
+    ("RS512", Algorithm::RS512),
+];
+const FRESH: Duration = Duration::from_hours(1);
+const STALE: Duration = Duration::from_hours(24);
+const PAUSE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(5);
+const LARGEST_DOCUMENT: usize = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::identity::Identity;
+
+    fn settings(text: &str) -> Result<IssuerSettings, SettingsError> {
+        text.parse()
+    }
+
+    fn corp() -> IssuerSettings {
+        settings("url=https://login.example.com,audience=claviger,prefix=corp:").unwrap()
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-22T08:00:00Z".parse().unwrap()
+    }
+
+    fn claims() -> Value {
+        let now = now().as_second();
+        json!({
+            "iss": "https://login.example.com", "aud": ["claviger", "other"], "sub": "ada",
+            "exp": now + 60, "nbf": now, "groups": ["ops", 7],
+        })
+    }
+
+    fn believed(changes: &Value) -> Result<OidcUser, Disbelief> {
+        let mut claims = claims();
+        json_patch::merge(&mut claims, changes);
+        believe(&corp(), claims.as_object().unwrap(), now())
+    }
+
+    #[test]
+    fn an_issuer_is_named_with_all_it_takes() {
+        let full =
+            "url=https://a,audience=b,prefix=c:d,user=email,groups=roles,jwks=https://k/keys,ca=/f";
+        assert_eq!(
+            settings(full.replace("c:d", "x:").as_str())
+                .unwrap()
+                .user_claim,
+            "email"
+        );
+        for wrong in [
+            "",
+            "url=https://a",
+            "url=https://a,audience=b",
+            "url=https://a,prefix=x:",
+            "url=http://a,audience=b,prefix=x:",
+            "url=https://a?b,audience=b,prefix=x:",
+            "url=https://a,audience=b,prefix=system:",
+            "url=https://a,audience=b,prefix=",
+            "url=https://a,audience=b,prefix=x:,colour=red",
+            "url=https://a,audience=b,prefix=x:,prefix=y:",
+            "url=https://a,audience=b,prefix=x:,jwks=http://k",
+        ] {
+            assert!(settings(wrong).is_err(), "{wrong}");
+        }
+        let other = |text: &str| settings(&format!("audience=b,{text}")).unwrap();
+        assert!(check(&[corp(), other("url=https://b,prefix=lab:")]).is_ok());
+        assert!(check(&[corp(), other("url=https://b,prefix=corp:eu:")]).is_err());
+        assert!(check(&[corp(), other("url=https://login.example.com,prefix=lab:")]).is_err());
+    }
+
+    #[test]
+    fn claims_make_a_user_with_the_issuers_prefix() {
+        let subject = Identity::Oidc(believed(&json!({})).unwrap()).subject();
+        assert_eq!(subject.user, "corp:ada");
+        assert!(subject.groups.contains("corp:ops"));
+        let one = believed(&json!({"aud": "claviger", "groups": "ops"})).unwrap();
+        assert_eq!(Identity::Oidc(one).subject(), subject);
+    }
+
+    #[test]
+    fn claims_that_do_not_hold_are_not_believed() {
+        let second = now().as_second();
+        for (changes, why) in [
+            (json!({"iss": "https://other"}), Disbelief::Signature),
+            (json!({"aud": "other"}), Disbelief::Audience),
+            (json!({"aud": null}), Disbelief::Audience),
+            (json!({"exp": second}), Disbelief::Time),
+            (json!({"exp": null}), Disbelief::Time),
+            (json!({"exp": "later"}), Disbelief::Time),
+            (json!({"nbf": second + 61}), Disbelief::Time),
+            (json!({"sub": null}), Disbelief::Nameless),
+            (json!({"sub": 7}), Disbelief::Nameless),
+            (
+                json!({"sub": "system:masters"}),
+                Disbelief::Refused {
+                    source: Refusal::Reserved,
+                },
+            ),
+            (
+                json!({"groups": ["system:masters"]}),
+                Disbelief::Refused {
+                    source: Refusal::Reserved,
+                },
+            ),
+        ] {
+            assert_eq!(believed(&changes), Err(why), "{changes}");
+        }
+        let by_mail =
+            settings("url=https://login.example.com,audience=claviger,prefix=corp:,user=email");
+        let mut claims = claims();
+        claims["email"] = json!("ada@example.com");
+        claims["email_verified"] = json!(false);
+        let user = believe(&by_mail.unwrap(), claims.as_object().unwrap(), now());
+        assert_eq!(user, Err(Disbelief::Nameless));
+    }
+
+    #[test]
+    fn keys_that_are_secret_or_for_something_else_are_passed_over() {
+        let point = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        let ec = json!({"kty": "EC", "crv": "P-256", "x": point, "y": point, "kid": "a"});
+        assert!(public_key(ec.clone()).is_some());
+        for changes in [
+            json!({"use": "enc"}),
+            json!({"kty": "oct", "k": "c2VjcmV0"}),
+            json!({"kty": "new"}),
+            json!({"x": "*"}),
+        ] {
+            let mut other = ec.clone();
+            json_patch::merge(&mut other, &changes);
+            assert!(public_key(other).is_none(), "{changes}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_settings_are_read_or_refused(text in "(url=|audience=|prefix=|,|=|https://|[a-z:/]){0,12}") {
+            let _ = settings(&text);
+        }
+    }
+}
