@@ -82,7 +82,7 @@ impl Replica {
         };
         let doors = Doors::new(
             Settings::new(&args, &place).unwrap(),
-            None,
+            Some(audit.path()),
             client,
             keys,
             Arc::new(Metrics::default()),

@@ -30,6 +30,7 @@ mod role_manifests;
 mod role_rights;
 mod root_key;
 mod rotation;
+mod sdk;
 mod sources;
 mod unreadable;
 mod vault;

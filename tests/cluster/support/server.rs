@@ -70,6 +70,7 @@ impl Server {
         let child = Command::new(env!("CARGO_BIN_EXE_claviger"))
             .args([subcommand, "--system-namespace", SYSTEM])
             .args(["--listen", &address.to_string()])
+            .args(["--server-port", &address.port().to_string()])
             .args(["--admin-address", &admin.to_string()])
             .args(["--log-level", "info,claviger=debug"])
             .args(more)
