@@ -24,6 +24,7 @@ pub mod limits;
 pub mod listener;
 pub mod names;
 pub mod oidc;
+pub mod rights;
 pub mod router;
 pub mod settings;
 pub mod token;
@@ -177,14 +178,16 @@ impl Server {
         self.watch(&client, &watching);
         let keys = token_keys::watch(client.clone(), self.namespace.clone(), &self.progress);
         let audit_file = self.args.identity.audit_file.as_deref();
+        let asking = client.clone();
         let doors = Doors::new(
             self.settings,
             audit_file,
-            client,
+            asking,
             keys,
             Arc::clone(&metrics),
         );
         let doors = Arc::new(doors.context(DoorsSnafu)?);
+        rights::watch(&client, &doors, &self.progress, &watching);
         let limits = Limits::from(&self.args);
         let router = router::router(Arc::clone(&doors));
         listener::serve(listener, tls, router, limits, metrics, stop).await;

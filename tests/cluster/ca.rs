@@ -427,10 +427,7 @@ async fn clients_that_trust_the_published_roots_connect_and_no_name_outside_the_
             )
             .await
             .unwrap();
-            assert!(
-                answer.contains(" 404") && answer.contains(r#""code":"NotFound""#),
-                "{answer}"
-            );
+            assert!(answer.contains(" 401 "), "{answer}");
         }
     }
     // Who trusts the Web only is not taken in, and the Web is no name of ours.
@@ -529,7 +526,7 @@ async fn a_given_certificate_is_read_again_when_it_changes_and_connections_stay(
     })
     .await;
     assert!(server.connect("login.example.com", &trusted).await.is_err());
-    assert!(get(&mut before, "/").await.starts_with("HTTP/1.1 404"));
+    assert!(get(&mut before, "/").await.starts_with("HTTP/1.1 401"));
     // The names of the cluster are shown a leaf of our own.
     server
         .connect("payments-vault.shop.svc", &own)
@@ -579,8 +576,8 @@ async fn a_ca_that_somebody_deleted_is_minted_anew_and_everybody_follows() {
     })
     .await;
     assert!(server.connect(NAME, &before).await.is_err());
-    assert!(get(&mut stream, "/").await.starts_with("HTTP/1.1 404"));
-    assert!(get(&mut kept, "/").await.starts_with("HTTP/1.1 404"));
+    assert!(get(&mut stream, "/").await.starts_with("HTTP/1.1 401"));
+    assert!(get(&mut kept, "/").await.starts_with("HTTP/1.1 401"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -592,7 +589,7 @@ async fn both_halves_run_in_one_process() {
     server.ready().await;
     let bundle = published(client, &space.name).await;
     let mut stream = server.connect(NAME, &bundle).await.unwrap();
-    assert!(get(&mut stream, "/").await.starts_with("HTTP/1.1 404"));
+    assert!(get(&mut stream, "/").await.starts_with("HTTP/1.1 401"));
     let metrics = server.admin("/metrics").await.unwrap();
     assert!(
         metrics.contains("claviger_leader 1") && metrics.contains("claviger_server_connections")

@@ -16,6 +16,7 @@ mod crash;
 mod deletion;
 mod deputy;
 mod distribution;
+mod doors;
 mod examples;
 mod gitops;
 mod identity;

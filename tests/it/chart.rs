@@ -1161,7 +1161,8 @@ fn an_install_for_some_namespaces_holds_no_right_over_secrets_of_the_whole_clust
                 .flat_map(|rule| texts(&rule["resources"]))
                 .collect();
             let reviews = ["tokenreviews", "subjectaccessreviews", "serviceaccounts"];
-            assert_eq!(read, reviews);
+            let rights = ["roles", "rolebindings", "clusterrolebindings"];
+            assert_eq!(read, [&reviews[..], &rights].concat());
             continue;
         }
         assert_eq!(rules.len(), 2, "{rules:?}");
