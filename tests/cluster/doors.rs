@@ -66,8 +66,9 @@ async fn access_token(space: &Space, server: &Server, account: &str) -> String {
         .await
         .unwrap();
     let form = format!(
-        "grant_type=client_credentials&client_assertion={}&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer&scope=https%3A%2F%2Fclaviger-system.svc%2F.default",
-        granted.status.unwrap().token
+        "grant_type=client_credentials&client_assertion={}&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer&scope=https%3A%2F%2Fclaviger-system.svc%3A{}%2F.default",
+        granted.status.unwrap().token,
+        server.address.port()
     );
     let head =
         "POST /adfs/oauth2/v2.0/token HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded";
@@ -80,10 +81,11 @@ async fn access_token(space: &Space, server: &Server, account: &str) -> String {
 async fn a_role_admits_and_its_end_is_heard_by_every_replica() {
     let space = Space::new("doors-role").await;
     let _operator = Operator::start(&space, Options::default()).await;
-    let replicas = [
-        Server::start(&space.cluster, &space.client, &[]).await,
-        Server::start(&space.cluster, &space.client, &[]).await,
-    ];
+    let first = Server::start(&space.cluster, &space.client, &[]).await;
+    let port = first.address.port().to_string();
+    let same = ["--server-port", &*port];
+    let second = Server::start(&space.cluster, &space.client, &same).await;
+    let replicas = [first, second];
     let token = access_token(&space, &replicas[0], "web").await;
     let path = format!(
         "/claviger/v1/access/{}/secretvaults/payments/secrets/get",

@@ -67,10 +67,18 @@ impl Server {
         write_private(&kubeconfig, &kubeconfig_text(cluster, None, &token));
         let log = directory.join(format!("server-{number}.log"));
         let (address, admin) = (free_address(), free_address());
+        // Replicas of one server are reached by one port.
+        let port = address.port().to_string();
+        let own = ["--server-port", &*port];
+        let own = if more.contains(&own[0]) {
+            &[][..]
+        } else {
+            &own
+        };
         let child = Command::new(env!("CARGO_BIN_EXE_claviger"))
             .args([subcommand, "--system-namespace", SYSTEM])
             .args(["--listen", &address.to_string()])
-            .args(["--server-port", &address.port().to_string()])
+            .args(own)
             .args(["--admin-address", &admin.to_string()])
             .args(["--log-level", "info,claviger=debug"])
             .args(more)
