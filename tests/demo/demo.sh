@@ -32,11 +32,11 @@ PATH=$tools:$demo/bin:$PATH
 
 down() {
   local name pid
-  for name in claviger controlplane; do
+  for name in server controller controlplane; do
     if [[ -f $demo/$name.pid ]]; then
       pid=$(<"$demo/$name.pid")
       # The number may belong to another process by now: ask for the name as well.
-      if [[ $(ps -p "$pid" -o comm= 2>/dev/null) == "${name:0:15}" ]]; then
+      if [[ $(ps -p "$pid" -o comm= 2>/dev/null) =~ ^(claviger|controlplane)$ ]]; then
         kill "$pid" 2>/dev/null || true
         for _ in {1..100}; do
           kill -0 "$pid" 2>/dev/null || break
@@ -53,7 +53,8 @@ down() {
 waits_for() {
   local what=$1 limit=$2
   shift 2
-  for ((i = 0; i < limit * 5; i++)); do
+  local end=$((SECONDS + limit))
+  while ((SECONDS < end)); do
     if "$@" >/dev/null 2>&1; then return; fi
     sleep 0.2
   done
@@ -114,14 +115,16 @@ up() {
   cd "$root"
   command -v python3 >/dev/null || die "python3 is needed to show values shortened"
   down
+  umask 077
   mkdir -p "$demo/bin"
-  chmod 700 "$demo"
 
   step "1. A control plane"
   say "building claviger (the first time takes some minutes) …"
   cargo build --quiet --locked
   ln -sf "$root/target/debug/claviger" "$demo/bin/claviger"
   ln -sf "$root/target/debug/claviger" "$demo/bin/kubectl-claviger"
+  say "installing azure-identity from PyPI, unmodified …"
+  tests/sdk/setup.sh python
   say "starting etcd, kube-apiserver and kube-controller-manager …"
   setsid "$tools/controlplane" --dir "$demo/state" --kubeconfig "$demo/kubeconfig" --keep \
     >"$demo/controlplane.out" 2>"$demo/controlplane.log" </dev/null &
@@ -130,19 +133,19 @@ up() {
   say "it answers at $(sed -n 's/^ready //p' "$demo/controlplane.out")"
 
   step "2. Claviger, as a cluster gets it"
-  # No kubelet runs here: the operator is started by hand below, with the chart's ServiceAccount.
+  # No kubelet runs here: both halves are started by hand below, with the chart's ServiceAccount.
   show helm install claviger charts/claviger --namespace "$system" --create-namespace \
-    --set replicaCount=0 --hide-notes
+    --set replicaCount=0,server.replicaCount=0 --hide-notes
   kubectl wait --for=condition=established --timeout=30s \
     crd/functionkeys.claviger.dev crd/roleassignments.claviger.dev crd/secretvaults.claviger.dev >/dev/null
-  operator_kubeconfig
-  setsid env -i PATH="$PATH" KUBECONFIG="$demo/operator.kubeconfig" "$demo/bin/claviger" run \
-    --system-namespace "$system" --admin-address 127.0.0.1:"$(free_port)" \
-    --host-reload-delay 3s --restart-delay 1s --ring-grace 1s \
-    >/dev/null 2>"$demo/claviger.log" </dev/null &
-  echo $! >"$demo/claviger.pid"
-  waits_for "the operator to lead" 60 grep -q ' leading' "$demo/claviger.log"
-  say "the operator runs with the rights of ServiceAccount $system/claviger, and no others"
+  kubeconfig_of claviger >"$demo/controller.kubeconfig"
+  kubeconfig_of claviger-server >"$demo/server.kubeconfig"
+  doors=$(free_port)
+  half controller --host-reload-delay 3s --restart-delay 1s --ring-grace 1s --domain localhost
+  half server --domain localhost --server-name localhost --server-port "$doors" --listen 127.0.0.1:"$doors"
+  waits_for "the operator to lead" 60 grep -q ' leading' "$demo/controller.log"
+  waits_for "the doors" 60 grep -q 'serving the doors' "$demo/server.log"
+  say "controller and server run with the rights of their ServiceAccounts, and no others"
 
   step "3. Keys are declared; nobody writes a value"
   show kubectl apply -f examples/
@@ -194,7 +197,24 @@ up() {
     die "a turn of the ring has touched payments-env"
   fi
 
-  step "8. What is wrong is refused at the door"
+  step "8. An application proves who it is, and a RoleAssignment says what it may do"
+  say "what a labelled pod gets by itself, a workstation gets by this:"
+  printf '  %s$ eval "$(kubectl claviger login --serviceaccount report --namespace shop --authority https://localhost:%s)"%s\n' \
+    "$dim" "$doors" "$plain"
+  local login
+  login=$(kubectl claviger login --serviceaccount report --namespace shop \
+    --authority "https://localhost:$doors" --folder "$demo/report")
+  say "a Python program with azure-identity as it is (examples/identity/report.py):"
+  report "403: "
+  show kubectl apply -f examples/identity/role-assignment.yaml
+  kubectl -n shop wait --for=condition=Ready --timeout=30s roleassignment/report-reads-payments >/dev/null
+  waits_for "the role" 30 may_report
+  report "I may read"
+  show kubectl claviger who-can get secretvaults/payments --namespace shop
+  say "each access is one line of the audit:"
+  tail -n 1 "$demo/server.out" | sed 's/^/    /'
+
+  step "9. What is wrong is refused at the door"
   show kubectl apply -f "examples/refused/overlap-longer-than-interval.yaml"
   show kubectl apply -f "examples/refused/vault-guessable-password.yaml"
   say "and values are checked without a cluster:"
@@ -212,8 +232,25 @@ up() {
   say "kubectl explain functionkey.spec.rotation"
   say "kubectl explain secretvault.spec.secrets"
   say "kubectl claviger status --namespace shop"
-  say "logs: target/demo/claviger.log"
+  say "kubectl claviger access serviceaccount:shop/report"
+  say "logs: target/demo/controller.log, target/demo/server.log; the audit: target/demo/server.out"
   say "stop it with: make demo-down"
+}
+
+report() { # report END: the program, which has to end so
+  printf '  %s$ report.py shop payments%s\n' "$dim" "$plain"
+  run_report >"$demo/report.out" 2>&1 || true
+  sed 's/^/    /' "$demo/report.out"
+  if ! grep -q "^$1" "$demo/report.out"; then die "report.py did not end with $1"; fi
+}
+
+run_report() (
+  eval "$login"
+  exec "$root/target/sdk/python/bin/python" -I "$root/examples/identity/report.py" shop payments
+)
+
+may_report() {
+  run_report 2>&1 | grep -q 'may read'
 }
 
 has_previous() {
@@ -245,13 +282,19 @@ free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# A kubeconfig with a token of the chart's ServiceAccount, for its owner's eyes only.
-operator_kubeconfig() {
+# half NAME FLAG...: starts the controller or the server
+half() {
+  setsid env -i PATH="$PATH" KUBECONFIG="$demo/$1.kubeconfig" "$demo/bin/claviger" "$1" \
+    --system-namespace "$system" --admin-address 127.0.0.1:"$(free_port)" "${@:2}" \
+    >"$demo/$1.out" 2>"$demo/$1.log" </dev/null &
+  echo $! >"$demo/$1.pid"
+}
+
+# kubeconfig_of ACCOUNT: a kubeconfig with a token of a ServiceAccount of the chart
+kubeconfig_of() {
   local token
-  token=$(kubectl -n "$system" create token claviger --duration 24h)
-  (
-    umask 077
-    TOKEN=$token python3 - "$demo/kubeconfig" >"$demo/operator.kubeconfig" <<'PY'
+  token=$(kubectl -n "$system" create token "$1" --duration 24h)
+  TOKEN=$token python3 - "$demo/kubeconfig" <<'PY'
 import json, os, re, sys
 text = open(sys.argv[1]).read()
 server = re.search(r"server: (\S+)", text).group(1)
@@ -263,7 +306,6 @@ print(json.dumps({
     "contexts": [{"name": "demo", "context": {"cluster": "demo", "user": "demo"}}],
 }))
 PY
-  )
 }
 
 case ${1:-} in

@@ -252,6 +252,14 @@ const COMBINATIONS: &[&[&str]] = &[
         r#"server={"ingressFrom":[{"namespaceSelector":{}}],"podLabels":{"a":"b"},"podAnnotations":{"a":"b"},"extraEgress":[{}],"affinity":{"nodeAffinity":{}}}"#,
     ],
     &[
+        "--set",
+        "server.auditFile=/audit/accesses.json,server.extraVolumes[0].name=audit,server.extraVolumeMounts[0].name=audit",
+        "--set-json",
+        r#"server.tokenResources=["https://a.example.com"]"#,
+        "--set-json",
+        r#"server.oidcIssuers=[{"url":"https://id.example.com/realms/shop","audience":"claviger","prefix":"shop:","groupsClaim":"roles","jwksUri":"https://id.example.com/keys"},{"url":"https://other.example.com","audience":"claviger","prefix":"other:"}]"#,
+    ],
+    &[
         "--set-json",
         r#"ca={"furtherRoots":"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"}"#,
         "--set-json",
@@ -549,6 +557,15 @@ fn the_server_takes_the_arguments(objects: &[Value], values: &[&str]) {
         let ports = &deployment["spec"]["template"]["spec"]["containers"][0]["ports"];
         assert_eq!(ports[0]["containerPort"], args.admin_address.port());
         assert_eq!(ports[1]["containerPort"], args.doors.listen.port());
+        let identity = &args.doors.identity;
+        let volumes = &deployment["spec"]["template"]["spec"]["volumes"];
+        assert_eq!(identity.audit_file.is_some(), volumes[0]["name"] == "audit");
+        if identity.audit_file.is_some() {
+            let issuers = format!("{:?}", identity.oidc_issuers);
+            for given in ["realms/shop", "roles", "id.example.com/keys", "other:"] {
+                assert!(issuers.contains(given), "{given}: {issuers}");
+            }
+        }
         let name = args.doors.server_name("?");
         let service = of_kind(objects, "Service")
             .into_iter()
@@ -716,6 +733,33 @@ fn wrong_values_are_refused_with_what_is_wrong() {
         ("'/clusterDomain'", &["--set", "clusterDomain="]),
         ("'/server/name'", &["--set", "server.name=Keys.example.com"]),
         ("'/server/port'", &["--set", "server.port=0"]),
+        (
+            "'/server/tokenResources/0'",
+            &["--set", "server.tokenResources[0]=http://vault.azure.net"],
+        ),
+        (
+            "'/server/tokenResources/0'",
+            &["--set", r"server.tokenResources[0]=https://a\,https://b"],
+        ),
+        ("'/server/auditFile'", &["--set", "server.auditFile=audit"]),
+        (
+            "missing property 'prefix'",
+            &[
+                "--set",
+                "server.oidcIssuers[0].url=https://a.example,server.oidcIssuers[0].audience=claviger",
+            ],
+        ),
+        (
+            "'/server/oidcIssuers/0/url'",
+            &[
+                "--set",
+                "server.oidcIssuers[0].url=http://a.example,server.oidcIssuers[0].audience=b,server.oidcIssuers[0].prefix=c:",
+            ],
+        ),
+        (
+            "additional properties 'issuer' not allowed",
+            &["--set", "server.oidcIssuers[0].issuer=https://a.example"],
+        ),
         (
             "'/server/maxConnections'",
             &["--set", "server.maxConnections=0"],
