@@ -5,6 +5,7 @@
 //! itself.
 
 pub mod context;
+pub mod declarations;
 pub mod error;
 pub mod function_key;
 pub mod naming;

@@ -23,7 +23,8 @@ use crate::{
     controllers::{
         Item,
         context::Context,
-        function_key,
+        declarations::Declarations,
+        function_key::watch::FunctionKeys,
         naming::Name,
         role_assignment, secret_vault,
         watch::{Follower, Progress, api, follow},
@@ -52,7 +53,7 @@ pub fn start(context: &Arc<Context>) -> Progress {
         let (secret, config_map) = (StoreKind::Secret, StoreKind::ConfigMap);
 
         let keys = api::<DeserializeGuard<FunctionKey>>(client, scope);
-        let follower = function_key::watch::Declarations::new(context, scope);
+        let follower = Declarations::new(FunctionKeys(Arc::clone(context)), scope);
         tokio::spawn(follow(
             keys,
             everything,

@@ -165,6 +165,11 @@ impl State {
         self.declarations.values()
     }
 
+    /// The names of all declared keys, those that cannot be read included.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.declarations.keys().chain(self.unreadable.keys())
+    }
+
     fn resolve<T: Clone + Ord>(&self, index: &Index<T>, thing: &T) -> Vec<Arc<Declaration>> {
         index
             .names(thing)

@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, ResourceExt,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::watcher,
 };
@@ -17,6 +17,7 @@ use crate::{
     controllers::{
         Item,
         context::Context,
+        declarations::{Declarations, Kind},
         naming::{Name, Unreadable},
         watch::{Follower, Progress, api, follow},
     },
@@ -30,11 +31,7 @@ pub fn start(context: &Arc<Context>, scope: Option<&str>, progress: &Progress) {
     tokio::spawn(follow(
         api::<DeserializeGuard<RoleAssignment>>(client, scope),
         watcher::Config::default(),
-        Declarations {
-            context: Arc::clone(context),
-            scope: scope.map(str::to_owned),
-            listed: HashSet::new(),
-        },
+        Declarations::new(Assignments(Arc::clone(context)), scope),
         progress.awaits("RoleAssignments", scope),
     ));
     tokio::spawn(follow(
@@ -91,96 +88,47 @@ fn call(context: &Context, names: Vec<Name>) {
     }
 }
 
-/// Follows assignments.
-struct Declarations {
-    context: Arc<Context>,
-    scope: Option<String>,
-    listed: HashSet<Name>,
-}
+/// Assignments.
+struct Assignments(Arc<Context>);
 
-impl Declarations {
-    fn forget(&self, name: &Name) {
-        let prefix = &self.context.settings.role_prefix;
-        self.context.assignments.lock().forget(name, prefix);
-        call(&self.context, vec![name.clone()]);
+impl Kind for Assignments {
+    type Resource = RoleAssignment;
+    type Read = Assignment;
+
+    fn read(resource: RoleAssignment) -> Result<Assignment, String> {
+        Assignment::read(resource).map_err(|error| error.to_string())
     }
-}
 
-impl Follower<DeserializeGuard<RoleAssignment>> for Declarations {
-    fn seen(&mut self, object: DeserializeGuard<RoleAssignment>, first: bool) {
-        let name = Name::new(object.namespace().unwrap_or_default(), object.name_any());
-        let uid = object.uid().unwrap_or_default();
-        let generation = object.meta().generation;
-        if first {
-            self.listed.insert(name.clone());
-        }
-        let read = object
-            .0
-            .map_err(|error| error.to_string())
-            .and_then(|object| Assignment::read(object).map_err(|error| error.to_string()));
-        let assignment = match read {
-            Ok(assignment) => assignment,
-            Err(error) => {
-                tracing::error!(
-                    k8s.namespace.name = name.namespace,
-                    role_assignment.name = name.name,
-                    error,
-                    "a RoleAssignment cannot be read; what it declared last stands"
-                );
-                let unreadable = Unreadable {
-                    uid,
-                    generation,
-                    fault: error,
-                };
-                let mut state = self.context.assignments.lock();
-                if state.declare_unreadable(name.clone(), unreadable) {
-                    self.context.queue.soon(Item::UnreadableAssignment(name));
-                }
-                return;
-            }
-        };
+    fn declare(&self, assignment: Assignment) {
+        let name = Name::from(&assignment);
         {
-            let mut state = self.context.assignments.lock();
+            let mut state = self.0.assignments.lock();
             let readable = state.unreadable(&name).is_none();
             let known = state.assignment(&name);
             if readable && known.is_some_and(|known| known.asks_for_the_same(&assignment)) {
                 state.refresh(assignment);
                 return;
             }
-            state.declare(assignment, &self.context.settings.role_prefix);
+            state.declare(assignment, &self.0.settings.role_prefix);
         }
-        call(&self.context, vec![name]);
+        call(&self.0, vec![name]);
     }
 
-    fn gone(&mut self, object: &DeserializeGuard<RoleAssignment>) {
-        self.forget(&Name::new(
-            object.namespace().unwrap_or_default(),
-            object.name_any(),
-        ));
-    }
-
-    fn begin(&mut self) {
-        self.listed.clear();
-    }
-
-    fn complete(&mut self) {
-        let listed = std::mem::take(&mut self.listed);
-        let in_scope = |name: &&Name| {
-            let scope = self.scope.as_ref();
-            scope.is_none_or(|scope| *scope == name.namespace)
-        };
-        let gone: Vec<Name> = self
-            .context
-            .assignments
-            .lock()
-            .names()
-            .filter(in_scope)
-            .filter(|name| !listed.contains(*name))
-            .cloned()
-            .collect();
-        for name in &gone {
-            self.forget(name);
+    fn declare_unreadable(&self, name: Name, unreadable: Unreadable) {
+        let mut state = self.0.assignments.lock();
+        if state.declare_unreadable(name.clone(), unreadable) {
+            self.0.queue.soon(Item::UnreadableAssignment(name));
         }
+    }
+
+    fn forget(&self, name: &Name) {
+        let prefix = &self.0.settings.role_prefix;
+        self.0.assignments.lock().forget(name, prefix);
+        call(&self.0, vec![name.clone()]);
+    }
+
+    fn names(&self) -> Vec<Name> {
+        self.0.assignments.lock().names().cloned().collect()
     }
 }
 

@@ -213,6 +213,11 @@ impl State {
         self.vaults.values()
     }
 
+    /// The names of all vaults, those that cannot be read included.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.vaults.keys().chain(self.unreadable.keys())
+    }
+
     fn resolve<T: Clone + Ord>(&self, index: &Index<T>, thing: &T) -> Vec<Arc<Vault>> {
         index
             .names(thing)

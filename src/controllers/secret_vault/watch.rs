@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Resource, ResourceExt,
+    ResourceExt,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::watcher,
 };
@@ -18,6 +18,7 @@ use crate::{
     controllers::{
         Item,
         context::Context,
+        declarations::{Declarations, Kind},
         naming::{Name, Unreadable},
         watch::{Follower, Progress, api, follow},
     },
@@ -31,11 +32,7 @@ pub fn start(context: &Arc<Context>, scope: Option<&str>, progress: &Progress) {
     tokio::spawn(follow(
         api::<DeserializeGuard<SecretVault>>(client, scope),
         watcher::Config::default(),
-        Declarations {
-            context: Arc::clone(context),
-            scope: scope.map(str::to_owned),
-            listed: HashSet::new(),
-        },
+        Declarations::new(Vaults(Arc::clone(context)), scope),
         progress.awaits("SecretVaults", scope),
     ));
     tokio::spawn(follow(
@@ -61,79 +58,31 @@ pub fn start(context: &Arc<Context>, scope: Option<&str>, progress: &Progress) {
     ));
 }
 
-fn named<K: ResourceExt>(object: &K) -> Name {
-    Name::new(object.namespace().unwrap_or_default(), object.name_any())
-}
-
 fn in_scope(scope: Option<&String>, name: &Name) -> bool {
     scope.is_none_or(|scope| *scope == name.namespace)
 }
 
-/// Follows vaults.
-struct Declarations {
-    context: Arc<Context>,
-    scope: Option<String>,
-    listed: HashSet<Name>,
-}
+/// Vaults.
+struct Vaults(Arc<Context>);
 
-impl Declarations {
-    fn forget(&self, name: &Name) {
-        let before = {
-            let mut state = self.context.vaults.lock();
-            state.stop_missing(name);
-            state.forget(name)
-        };
-        if let Some(before) = before {
-            super::call_for(&self.context, &before);
-        }
+impl Kind for Vaults {
+    type Resource = SecretVault;
+    type Read = Vault;
+
+    fn read(resource: SecretVault) -> Result<Vault, String> {
+        Vault::read(resource).map_err(|error| error.to_string())
     }
-}
 
-impl Follower<DeserializeGuard<SecretVault>> for Declarations {
-    fn seen(&mut self, object: DeserializeGuard<SecretVault>, first: bool) {
-        let name = named(&object);
-        let uid = object.uid().unwrap_or_default();
-        let generation = object.meta().generation;
-        if first {
-            self.listed.insert(name.clone());
-        }
-        let read = object
-            .0
-            .map_err(|error| error.to_string())
-            .and_then(|object| Vault::read(object).map_err(|error| error.to_string()));
-        let vault = match read {
-            Ok(vault) => vault,
-            Err(error) => {
-                tracing::error!(
-                    k8s.namespace.name = name.namespace,
-                    secret_vault.name = name.name,
-                    error,
-                    "a SecretVault cannot be read; what it declared last stands"
-                );
-                let unreadable = Unreadable {
-                    uid,
-                    generation,
-                    fault: error,
-                };
-                let news = self
-                    .context
-                    .vaults
-                    .lock()
-                    .declare_unreadable(name.clone(), unreadable);
-                if news {
-                    self.context.queue.soon(Item::UnreadableVault(name));
-                }
-                return;
-            }
-        };
+    fn declare(&self, vault: Vault) {
         {
-            let mut state = self.context.cache.lock();
+            let mut state = self.0.cache.lock();
             for (workload, at) in cache::restarts(&vault) {
                 state.recall_restart(workload, at);
             }
         }
         let before = {
-            let mut state = self.context.vaults.lock();
+            let mut state = self.0.vaults.lock();
+            let name = Name::from(&vault);
             let known = state.vault(&name);
             let readable = state.unreadable(&name).is_none();
             if readable && known.is_some_and(|known| known.asks_for_the_same(&vault)) {
@@ -144,34 +93,31 @@ impl Follower<DeserializeGuard<SecretVault>> for Declarations {
         };
         // What it no longer names has to be looked at as well.
         if let Some(before) = before {
-            super::call_for(&self.context, &before);
+            super::call_for(&self.0, &before);
         }
-        super::call_for(&self.context, &vault);
+        super::call_for(&self.0, &vault);
     }
 
-    fn gone(&mut self, object: &DeserializeGuard<SecretVault>) {
-        self.forget(&named(object));
-    }
-
-    fn begin(&mut self) {
-        self.listed.clear();
-    }
-
-    fn complete(&mut self) {
-        let known: Vec<Name> = self
-            .context
-            .vaults
-            .lock()
-            .vaults()
-            .map(|vault| Name::from(&**vault))
-            .collect();
-        let listed = std::mem::take(&mut self.listed);
-        for name in known
-            .iter()
-            .filter(|name| in_scope(self.scope.as_ref(), name) && !listed.contains(name))
-        {
-            self.forget(name);
+    fn declare_unreadable(&self, name: Name, unreadable: Unreadable) {
+        let mut state = self.0.vaults.lock();
+        if state.declare_unreadable(name.clone(), unreadable) {
+            self.0.queue.soon(Item::UnreadableVault(name));
         }
+    }
+
+    fn forget(&self, name: &Name) {
+        let before = {
+            let mut state = self.0.vaults.lock();
+            state.stop_missing(name);
+            state.forget(name)
+        };
+        if let Some(before) = before {
+            super::call_for(&self.0, &before);
+        }
+    }
+
+    fn names(&self) -> Vec<Name> {
+        self.0.vaults.lock().names().cloned().collect()
     }
 }
 
