@@ -168,9 +168,12 @@ pub enum Error {
         /// Its entry.
         key: String,
     },
-    /// The ConfigMap with the CA is not what Claviger wrote.
-    #[snafu(display("ConfigMap/claviger-ca has no entry ca.crt; is Claviger's server installed?"))]
-    NoCertificate,
+    /// There is no CA where it should be.
+    #[snafu(display("there is no certificate in {place}; is Claviger's server installed?"))]
+    NoCertificate {
+        /// Where.
+        place: String,
+    },
     /// There is no place for files.
     #[snafu(display("there is no home folder to write to; name one by --folder"))]
     NoHome,
@@ -179,6 +182,12 @@ pub enum Error {
     NoToken {
         /// What was asked for.
         what: String,
+    },
+    /// The token would be in somebody else's hands.
+    #[snafu(display("{} is a symbolic link, or somebody else's: name another folder by --folder", path.display()))]
+    NotOwn {
+        /// Which folder.
+        path: std::path::PathBuf,
     },
     /// Others could read the token.
     #[snafu(display("{} can be entered by others: chmod 700 it, or name another by --folder", path.display()))]
@@ -233,6 +242,14 @@ pub enum Error {
         secret: String,
         /// The vault.
         vault: String,
+    },
+    /// A file that the person named cannot be read.
+    #[snafu(display("cannot read {}: {source}", path.display()))]
+    Unread {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
 }
 

@@ -23,6 +23,7 @@ mod identity;
 mod leader;
 mod leak;
 mod lifecycle;
+mod login;
 mod manifests;
 mod outage;
 mod rights;
