@@ -11,6 +11,7 @@ mod facts;
 mod support;
 
 mod adoption;
+mod agreement;
 mod ca;
 mod crash;
 mod deletion;

@@ -123,8 +123,7 @@ impl FromStr for Principal {
         }
         match text.split_once(':') {
             Some(("serviceaccount" | "sa", account)) => account_of(account, '/'),
-            Some(("user", name)) if name.starts_with("system:serviceaccount:") => name.parse(),
-            Some(("user", name)) if !name.is_empty() => Ok(Self::User(name.to_owned())),
+            Some(("user", name)) if !name.is_empty() => Ok(Self::user(name.to_owned())),
             Some(("group", name)) if !name.is_empty() => Ok(Self::Group(name.to_owned())),
             _ => NotAPrincipalSnafu.fail(),
         }
@@ -132,13 +131,12 @@ impl FromStr for Principal {
 }
 
 fn account_of(text: &str, between: char) -> Result<Principal, NotAPrincipal> {
+    let fits = |part: &str| !part.is_empty() && !part.contains([':', '/']);
     match text.split_once(between) {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-            Ok(Principal::ServiceAccount {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            })
-        }
+        Some((namespace, name)) if fits(namespace) && fits(name) => Ok(Principal::ServiceAccount {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }),
         _ => NotAPrincipalSnafu.fail(),
     }
 }
@@ -156,6 +154,13 @@ impl std::fmt::Display for Principal {
 }
 
 impl Principal {
+    /// Whom the apiserver knows by this name: a ServiceAccount may be bound by its user name, too.
+    fn user(name: String) -> Self {
+        name.strip_prefix("system:serviceaccount:")
+            .and_then(|account| account_of(account, ':').ok())
+            .unwrap_or(Self::User(name))
+    }
+
     fn of(subject: &Subject, namespace: Option<&str>) -> Option<Self> {
         let name = subject.name.clone();
         match subject.kind.as_str() {
@@ -164,13 +169,7 @@ impl Principal {
                 namespace: subject.namespace.clone().or(namespace.map(str::to_owned))?,
                 name,
             }),
-            // A ServiceAccount may be bound by its user name, too.
-            "User" => Some(
-                name.parse()
-                    .ok()
-                    .filter(|principal| matches!(principal, Self::ServiceAccount { .. }))
-                    .unwrap_or(Self::User(name)),
-            ),
+            "User" => Some(Self::user(name)),
             _ => None,
         }
     }
@@ -505,7 +504,20 @@ mod tests {
             "user:a:b".parse::<Principal>().unwrap(),
             Principal::User("a:b".to_owned())
         );
-        for text in ["", "web", "user:", "sa:web", "sa:/web", "robot:x"] {
+        // A user may be called whatever the authenticator lets one be called.
+        for name in ["sa:shop/web", "system:serviceaccount:shop:web:x", "group:a"] {
+            let subject = Subject {
+                kind: "User".to_owned(),
+                name: name.to_owned(),
+                ..Subject::default()
+            };
+            let user = Principal::User(name.to_owned());
+            assert_eq!(Principal::of(&subject, None), Some(user.clone()));
+            assert_eq!(format!("user:{name}").parse::<Principal>().unwrap(), user);
+        }
+        for text in [
+            "", "web", "user:", "sa:web", "sa:/web", "sa:a/b/c", "robot:x",
+        ] {
             assert!(text.parse::<Principal>().is_err(), "{text}");
         }
         for text in [

@@ -225,14 +225,18 @@ pub(in crate::cli) fn print<const N: usize>(
     remarks: &[String],
     out: &mut impl Write,
 ) -> std::io::Result<()> {
+    let rows: Vec<[String; N]> = rows
+        .iter()
+        .map(|row| row.each_ref().map(|cell| harmless(cell)))
+        .collect();
     let width = |column: usize| {
         rows.iter()
-            .map(|row| row[column].len())
+            .map(|row| row[column].chars().count())
             .max()
             .unwrap_or_default()
     };
     let widths: Vec<usize> = (0..N).map(width).collect();
-    for row in rows {
+    for row in &rows {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)
@@ -241,7 +245,25 @@ pub(in crate::cli) fn print<const N: usize>(
         writeln!(out, "{}", cells.join("  ").trim_end())?;
     }
     for remark in remarks {
-        writeln!(out, "\n{remark}")?;
+        writeln!(out, "\n{}", harmless(remark))?;
     }
     Ok(())
+}
+
+/// A text without what a terminal acts on. The name of a user in a binding is whatever somebody wrote
+/// there: it must neither begin a row of its own nor turn the line around.
+fn harmless(text: &str) -> String {
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2028}' | '\u{2029}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .map(|c| {
+            if acts(c) {
+                c.escape_default().to_string()
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
 }
