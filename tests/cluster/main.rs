@@ -27,6 +27,7 @@ mod lifecycle;
 mod login;
 mod manifests;
 mod outage;
+mod pod_identity;
 mod rights;
 mod role;
 mod role_manifests;

@@ -1332,6 +1332,62 @@ fn the_pods_of_a_half_fit(deployment: &Value, objects: &[Value]) {
 }
 
 #[test]
+fn pods_are_given_their_identity_as_the_values_say_and_the_cluster_can() {
+    const SERVED: &str = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy";
+    let serving = ["--api-versions", SERVED];
+    let policies = |values: &[&str], cluster: &[&str]| {
+        let set: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
+        let objects = objects(&[&set, cluster].concat());
+        let found = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"]
+            .map(|kind| of_kind(&objects, kind).len());
+        assert_eq!(found[0], found[1], "{values:?}");
+        found[0] == 1
+    };
+    let wish = |wish: &str| format!("podIdentity.enabled={wish}");
+    for (wished, old, new) in [
+        ("auto", false, true),
+        ("true", true, true),
+        ("false", false, false),
+    ] {
+        let wished = wish(wished);
+        assert_eq!(policies(&[&wished], &[]), old, "{wished}");
+        assert_eq!(policies(&[&wished], &serving), new, "{wished}");
+        // There is nothing to prove oneself to.
+        let alone = [&*wished, "server.enabled=false"];
+        assert!(!policies(&alone, &serving), "{wished}");
+    }
+    assert!(
+        policies(&[], &serving) && !policies(&[], &[]),
+        "auto is the default"
+    );
+    let refusal = template(&["--set", "podIdentity.enabled=maybe"]).unwrap_err();
+    assert!(refusal.contains("podIdentity"), "{refusal}");
+
+    // What the pods are told is what the server goes by, where it works.
+    let told = |values: &[&str]| {
+        let objects = objects(&[&serving, values].concat());
+        let policy = of_kind(&objects, "MutatingAdmissionPolicy")[0].to_string();
+        let binding = of_kind(&objects, "MutatingAdmissionPolicyBinding")[0].clone();
+        (policy, binding)
+    };
+    let (policy, binding) = told(&[]);
+    assert!(
+        policy.contains("'https://rel-claviger.claviger.svc/'"),
+        "{policy}"
+    );
+    assert!(policy.contains("'adfs'"), "{policy}");
+    assert_eq!(binding["spec"]["matchResources"], Value::Null);
+    let (policy, binding) = told(&[
+        "--set",
+        "server.tenant=other,scope.mode=namespaces,scope.namespaces={shop,claviger}",
+    ]);
+    assert!(policy.contains("'other'"), "{policy}");
+    let chosen = &binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"][0];
+    assert_eq!(chosen["key"], "kubernetes.io/metadata.name");
+    assert_eq!(texts(&chosen["values"]), ["claviger", "shop"]);
+}
+
+#[test]
 fn the_charts_are_of_the_version_of_the_binary_and_lint() {
     for chart in ["claviger", "claviger-crds"] {
         let path = root().join("charts").join(chart).join("Chart.yaml");
