@@ -6,11 +6,15 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::Stdio};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::{
+    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+    core::v1::{Pod, ServiceAccount},
+};
 use kube::{
     Api,
     api::{DeleteParams, ObjectMeta, PostParams},
 };
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
@@ -265,6 +269,54 @@ async fn credentials_of_every_kind_get_tokens_without_an_option() {
     }
 }
 
+/// A token such as the kubelet gets for a pod.
+async fn pod_token(space: &Space, account: &str, pod: &Pod) -> String {
+    let request = TokenRequest {
+        spec: TokenRequestSpec {
+            audiences: vec!["api://AzureADTokenExchange".to_owned()],
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: pod.metadata.name.clone(),
+                uid: pod.metadata.uid.clone(),
+            }),
+            expiration_seconds: Some(3600),
+        },
+        ..TokenRequest::default()
+    };
+    let granted = accounts(space)
+        .create_token_request(account, &PostParams::default(), &request)
+        .await
+        .unwrap();
+    granted.status.unwrap().token
+}
+
+/// The same token, issued an hour and a half before it ends, which is so many seconds from now; signed by
+/// the cluster's own key.
+fn signed_again(space: &Space, token: &str, ends: i64) -> String {
+    let mut parts = token.split('.').map(|part| {
+        let bytes = URL_SAFE_NO_PAD.decode(part).unwrap_or_default();
+        serde_json::from_slice::<Value>(&bytes).unwrap_or_default()
+    });
+    let (header, mut claims) = (parts.next().unwrap(), parts.next().unwrap());
+    let end = claviger::clock::now().as_second() + ends;
+    claims["exp"] = end.into();
+    for begin in ["iat", "nbf"] {
+        claims[begin] = (end - 5400).into();
+    }
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", part(&header), part(&claims));
+    let key = space.cluster.directory.path();
+    let key = PrivateKeyDer::from_pem_file(key.join("state/pki/service-account.key")).unwrap();
+    let signature = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
+        .unwrap()
+        .choose_scheme(&[rustls::SignatureScheme::RSA_PKCS1_SHA256])
+        .unwrap()
+        .sign(signed.as_bytes())
+        .unwrap();
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_says_what_to_do() {
     set_up().await;
@@ -293,7 +345,48 @@ async fn what_is_refused_says_what_to_do() {
         .delete("gone", &DeleteParams::default())
         .await
         .unwrap();
-    // Somebody of Claviger's own namespace.
+    // One whose pod is gone; while it ran, it was good.
+    let pod_gone = Machine::of(&space, &server, "web").await;
+    let pods: Api<Pod> = Api::namespaced(space.client.clone(), &space.name);
+    let made = serde_json::json!({
+        "metadata": {"name": "web"},
+        "spec": {"serviceAccountName": "web", "containers": [{"name": "app", "image": "none"}]},
+    });
+    let made = pods
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(made).unwrap(),
+        )
+        .await
+        .unwrap();
+    let (in_pod, other_in_pod) = (
+        pod_token(&space, "web", &made).await,
+        pod_token(&space, "web", &made).await,
+    );
+    std::fs::write(token_file(&pod_gone), in_pod).unwrap();
+    let claims = pod_gone
+        .ask("python", "WorkloadIdentityCredential", VAULT)
+        .await
+        .unwrap();
+    assert_eq!(
+        claims["sub"],
+        format!("system:serviceaccount:{}:web", space.name)
+    );
+    std::fs::write(token_file(&pod_gone), other_in_pod).unwrap();
+    let at_once = DeleteParams::default().grace_period(0);
+    pods.delete("web", &at_once).await.unwrap();
+    // One that is over, and nothing else is wrong with it.
+    let expired = machine().await;
+    let token = std::fs::read_to_string(token_file(&expired)).unwrap();
+    let hour = 3600;
+    std::fs::write(token_file(&expired), signed_again(&space, &token, -hour)).unwrap();
+    let signed = machine().await;
+    std::fs::write(token_file(&signed), signed_again(&space, &token, hour)).unwrap();
+    signed
+        .ask("python", "WorkloadIdentityCredential", VAULT)
+        .await
+        .unwrap();
+    // Somebody else's name.
     let other_client = machine().await.with("AZURE_CLIENT_ID", "shop/other");
     for language in ["python", "node"] {
         let said = refusal(&wrong_audience, language, VAULT).await;
@@ -307,6 +400,12 @@ async fn what_is_refused_says_what_to_do() {
             said.to_lowercase().contains("serviceaccount"),
             "{language}: {said}"
         );
+        let said = refusal(&pod_gone, language, VAULT).await;
+        assert!(said.contains("pod"), "{language}: {said}");
+        assert!(said.contains("start the pod anew"), "{language}: {said}");
+        let said = refusal(&expired, language, VAULT).await;
+        assert!(said.contains("has expired"), "{language}: {said}");
+        assert!(said.contains("read the file anew"), "{language}: {said}");
         let said = refusal(&other_client, language, VAULT).await;
         assert!(said.contains("AZURE_CLIENT_ID"), "{language}: {said}");
         let said = refusal(
@@ -330,6 +429,8 @@ async fn what_is_refused_says_what_to_do() {
         "{secret}"
     );
     assert!(!secret.contains("no-such-secret"));
+    // Node looks a tenant other than `adfs` up in Microsoft's public cloud before it asks anybody else, so
+    // there it is not for the server to say anything.
     let tenant = machine().await.with("AZURE_TENANT_ID", "contoso");
     let said = refusal(&tenant, "python", VAULT).await;
     assert!(said.contains("adfs"), "{said}");
