@@ -435,3 +435,42 @@ async fn what_is_refused_says_what_to_do() {
     let said = refusal(&tenant, "python", VAULT).await;
     assert!(said.contains("adfs"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_is_refused_without_a_role_and_admitted_with_one() {
+    set_up().await;
+    let space = Space::new("sdk-example").await;
+    let _operator = Operator::start(&space, Options::default()).await;
+    let server = Server::start(&space.cluster, &space.client, &[]).await;
+    account(&space, "report").await;
+    let machine = Machine::of(&space, &server, "report").await;
+    let report = async || {
+        let python = root().join("target/sdk/python/bin/python");
+        let mut command = machine.command(python.to_str().unwrap());
+        let program = root().join("examples/identity/report.py");
+        command
+            .arg("-B")
+            .arg(program)
+            .args([&*space.name, "payments"]);
+        let ran = command.output().await.unwrap();
+        let said = [ran.stdout, ran.stderr].concat();
+        (ran.status.success(), String::from_utf8(said).unwrap())
+    };
+    let (admitted, said) = report().await;
+    assert!(!admitted && said.contains("403: "), "{said}");
+    let known = format!("it knows me as system:serviceaccount:{}:report", space.name);
+    assert!(said.contains(&known), "{said}");
+
+    let manifest = root().join("examples/identity/role-assignment.yaml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let manifest = manifest.replace("namespace: shop", &format!("namespace: {}", space.name));
+    let apply = ["apply", "-f", "-"];
+    space.cluster.kubectl(&apply, &manifest).await.unwrap();
+    eventually("the role to admit", PATIENCE, async || {
+        match report().await {
+            (true, _) => Ok(()),
+            (false, said) => Err(said),
+        }
+    })
+    .await;
+}
