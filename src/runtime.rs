@@ -11,6 +11,7 @@ use snafu::{ResultExt, Snafu};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Semaphore, watch},
+    task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -93,6 +94,9 @@ pub enum Error {
         /// Why.
         source: server::Error,
     },
+    /// Something that a leader does has ended by itself.
+    #[snafu(display("a part of the controller has failed; the log says which"))]
+    Abandoned,
     /// Signals cannot be received.
     #[snafu(display("cannot listen for signals"))]
     Signals {
@@ -195,7 +199,7 @@ async fn halves(args: ControllerArgs, doors: Option<DoorArgs>) -> Result<(), Err
         })
     });
     let Some(seal_key) = obtain_seal_key(&client, &args, &stop).await else {
-        return Ok(());
+        return end(serving, admin, Ok(())).await;
     };
     let (queue, requests) = Queue::new();
     let (rewraps, rewrap_requests) = Queue::new();
@@ -235,6 +239,15 @@ async fn halves(args: ControllerArgs, doors: Option<DoorArgs>) -> Result<(), Err
     stop.cancel();
     resign.cancel();
     let _ = election.await;
+    end(serving, admin, outcome).await
+}
+
+/// Waits for the doors and the port for operations; what went wrong with one of them is told.
+async fn end(
+    serving: Option<JoinHandle<Result<(), server::Error>>>,
+    admin: JoinHandle<std::io::Result<()>>,
+    outcome: Result<(), Error>,
+) -> Result<(), Error> {
     let outcome = match serving {
         None => outcome,
         Some(serving) => match serving.await {
@@ -269,15 +282,15 @@ async fn lead(
     tracing::info!("leading");
     context.metrics.leads(true);
     let work = CancellationToken::new();
-    let keeping = tokio::spawn(custody.keep(Arc::clone(context), work.clone()));
-    let namespace = context.settings.system_namespace.clone();
-    let signing = tokio::spawn(token_keys::keep(
+    let mut duties = JoinSet::new();
+    duties.spawn(custody.keep(Arc::clone(context), work.clone()));
+    duties.spawn(token_keys::keep(
         context.client.clone(),
-        namespace,
+        context.settings.system_namespace.clone(),
         work.clone(),
     ));
-    let publishing = tokio::spawn(authority.keep(Arc::clone(context), work.clone()));
-    let mut working = tokio::spawn(controllers::run(
+    duties.spawn(authority.keep(Arc::clone(context), work.clone()));
+    duties.spawn(controllers::run(
         Arc::clone(context),
         requests,
         rewraps,
@@ -287,19 +300,18 @@ async fn lead(
     let outcome = tokio::select! {
         _ = deposed => {
             // Whatever is under way is cut off: somebody else may be at it already.
-            working.abort();
-            keeping.abort();
-            signing.abort();
-            publishing.abort();
+            duties.abort_all();
             return DeposedSnafu.fail();
         }
+        // Who leads and does not do all of it keeps others from doing it.
+        _ = duties.join_next() => AbandonedSnafu.fail(),
         () = stop.cancelled() => Ok(()),
     };
     tracing::info!("stopping; looks under way are finished first");
     work.cancel();
-    if tokio::time::timeout(DRAIN, &mut working).await.is_err() {
-        working.abort();
-    }
+    let done = async { while duties.join_next().await.is_some() {} };
+    // What is dropped is cut off.
+    let _ = tokio::time::timeout(DRAIN, done).await;
     context.metrics.leads(false);
     outcome
 }

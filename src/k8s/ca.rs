@@ -16,7 +16,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -53,7 +53,7 @@ pub enum Error {
     },
     /// The Secret holds something else.
     #[snafu(display(
-        "Secret {namespace}/{NAME} does not hold a CA of Claviger's: restore it, or delete it to have another made (certificates of the one before are then no longer trusted)"
+        "Secret {namespace}/{NAME} does not hold a CA of Claviger's: restore it, or take the policy own-secrets away for a moment and delete it: another is made, and certificates of the one before are no longer trusted"
     ))]
     Malformed { namespace: String },
     /// The roots could not be published.
@@ -133,6 +133,8 @@ struct Record {
 pub fn parse(secret: Secret) -> Result<Stored, Error> {
     let namespace = secret.namespace().unwrap_or_default();
     let version = secret.resource_version().unwrap_or_default();
+    // Only Claviger writes Secrets of this type; another's might be anybody's.
+    let ours = secret.type_.as_deref() == Some(TYPE);
     let records = secret.annotations().get(CA_ANNOTATION).cloned();
     let mut data: BTreeMap<String, Zeroizing<Vec<u8>>> = secret
         .data
@@ -144,6 +146,7 @@ pub fn parse(secret: Secret) -> Result<Stored, Error> {
         namespace: namespace.clone(),
     };
     let mut records: Vec<Record> = records
+        .filter(|_| ours)
         .and_then(|text| serde_json::from_str(&text).ok())
         .with_context(malformed)?;
     records.sort_by_key(|record| record.number);
@@ -306,24 +309,12 @@ pub enum Published {
 /// # Errors
 /// See [`Error`].
 pub async fn publish(client: &Client, namespace: &str, roots: &Roots) -> Result<Published, Error> {
-    let params = PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    match config_maps(client, namespace)
-        .create(&params, &config_map(roots))
-        .await
-    {
-        Ok(made) => Ok(Published::Stands(
-            made.resource_version().unwrap_or_default(),
-        )),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => {
-            put_back(client, namespace, roots).await
-        }
-        Err(kube::Error::Api(status)) if status.code == 404 || is_terminating(&status) => {
-            Ok(Published::NoNamespace)
-        }
-        Err(source) => Err(source).context(PublishSnafu { namespace }),
+    match make(client, namespace, roots).await {
+        Err(Error::Publish {
+            source: kube::Error::Api(status),
+            ..
+        }) if status.is_already_exists() => put_back(client, namespace, roots).await,
+        made => made,
     }
 }
 
@@ -338,19 +329,7 @@ pub async fn put_back(client: &Client, namespace: &str, roots: &Roots) -> Result
         .await
         .context(ReadPublishedSnafu { namespace })?;
     let Some(found) = found else {
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        return match config_maps.create(&params, &config_map(roots)).await {
-            Ok(made) => Ok(Published::Stands(
-                made.resource_version().unwrap_or_default(),
-            )),
-            Err(kube::Error::Api(status)) if status.code == 404 || is_terminating(&status) => {
-                Ok(Published::NoNamespace)
-            }
-            Err(source) => Err(source).context(PublishSnafu { namespace }),
-        };
+        return make(client, namespace, roots).await;
     };
     // Either mark makes it ours: somebody may have taken one of them off.
     let labelled = found.labels().get(CONTENT_LABEL).map(String::as_str) == Some(CONTENT_ROOTS);
@@ -367,6 +346,16 @@ pub async fn put_back(client: &Client, namespace: &str, roots: &Roots) -> Result
         });
     if stands {
         return Ok(Published::Stands(version));
+    }
+    if found.immutable == Some(true) {
+        // Nothing of it can be changed any more.
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: found.uid(),
+            resource_version: Some(version.clone()),
+        });
+        let deleted = config_maps.delete(NAME, &params).await;
+        deleted.context(PublishSnafu { namespace })?;
+        return make(client, namespace, roots).await;
     }
     let mut data = serde_json::Map::new();
     for entry in found.data.iter().flat_map(BTreeMap::keys) {
@@ -393,6 +382,25 @@ pub async fn put_back(client: &Client, namespace: &str, roots: &Roots) -> Result
     Ok(Published::Stands(
         written.resource_version().unwrap_or_default(),
     ))
+}
+
+async fn make(client: &Client, namespace: &str, roots: &Roots) -> Result<Published, Error> {
+    let params = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    let made = config_maps(client, namespace)
+        .create(&params, &config_map(roots))
+        .await;
+    match made {
+        Ok(made) => Ok(Published::Stands(
+            made.resource_version().unwrap_or_default(),
+        )),
+        Err(kube::Error::Api(status)) if status.code == 404 || is_terminating(&status) => {
+            Ok(Published::NoNamespace)
+        }
+        Err(source) => Err(source).context(PublishSnafu { namespace }),
+    }
 }
 
 fn config_map(roots: &Roots) -> ConfigMap {
@@ -501,6 +509,7 @@ mod tests {
                 ..ObjectMeta::default()
             },
             data: Some(data.collect()),
+            type_: Some(TYPE.to_owned()),
             ..Secret::default()
         }
     }
@@ -526,6 +535,7 @@ mod tests {
                 as fn(&mut Secret),
             |secret| _ = secret.data.as_mut().unwrap().remove("v1.crt"),
             |secret| secret.data = None,
+            |secret| secret.type_ = Some("Opaque".to_owned()),
             |secret| secret.metadata.annotations = None,
             |secret| {
                 let annotations = secret.metadata.annotations.as_mut().unwrap();

@@ -133,7 +133,8 @@ impl Certificates {
         let kept = (group, number);
         let mut leafs = self.leafs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(leaf) = leafs.get(&kept)
-            && now < leaf.renew
+            // A clock that was put back makes one of the future.
+            && (leaf.from..leaf.renew).contains(&now)
             // A number alone may be that of a CA that is gone for good.
             && leaf.issuer == issuer.subject
         {
@@ -163,6 +164,7 @@ impl Certificates {
         tracing::debug!(?group, ca, %until, "a certificate was issued");
         Some(Leaf {
             key: Arc::new(CertifiedKey::new(vec![made.certificate.clone()], key)),
+            from,
             renew: leaf_renewal(from, until),
             issuer: issuer.subject.clone(),
         })
@@ -184,6 +186,7 @@ impl ResolvesServerCert for Certificates {
 /// A leaf that is kept.
 struct Leaf {
     key: Arc<CertifiedKey>,
+    from: Timestamp,
     renew: Timestamp,
     issuer: String,
 }
@@ -323,6 +326,9 @@ mod tests {
         assert!(!Arc::ptr_eq(&other, &first));
         let renewed = certificates.find("a.shop.svc", now() + HOUR * 17).unwrap();
         assert!(!Arc::ptr_eq(&renewed, &first));
+        // The clock was put back: nobody would believe what is of tomorrow.
+        let again = certificates.find("a.shop.svc", now()).unwrap();
+        assert!(!Arc::ptr_eq(&again, &renewed));
         for stranger in ["vault.azure.net", "shop.svc", "10.0.0.1", "a.b.c.svc"] {
             assert!(certificates.find(stranger, now()).is_none(), "{stranger}");
         }

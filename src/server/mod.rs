@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cli::{DoorArgs, NameArgs},
     controllers::watch::{Progress, describe},
-    k8s::ca,
+    k8s::{self, ca},
     metrics::Metrics,
     server::{
         certificates::Certificates,
@@ -177,6 +177,15 @@ impl Server {
         let _guard = watching.clone().drop_guard();
         self.watch(&client, &watching);
         let keys = token_keys::watch(client.clone(), self.namespace.clone(), &self.progress);
+        let there = self
+            .progress
+            .awaits(&format!("the Secret {}", k8s::token_keys::NAME), None);
+        let mut first = keys.clone();
+        tokio::spawn(async move {
+            if first.wait_for(|sight| sight.keys().is_some()).await.is_ok() {
+                there.filled();
+            }
+        });
         let audit_file = self.args.identity.audit_file.as_deref();
         let asking = client.clone();
         let doors = Doors::new(

@@ -193,7 +193,8 @@ async fn two_at_a_time_mint_one_ca_and_publish_it_in_every_namespace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_make_of_the_published_roots_is_put_back_and_what_is_theirs_left_alone() {
-    let cluster = install(&[]).await;
+    // The policy would not let them.
+    let cluster = install(&["policies.enabled=false"]).await;
     let space = Space::on(Arc::clone(&cluster), "drift").await;
     let client = &space.client;
     let maps = space.config_maps();
@@ -222,6 +223,7 @@ async fn what_others_make_of_the_published_roots_is_put_back_and_what_is_theirs_
         json!({"data": {"other.crt": text}}),
         json!({"binaryData": {"more": "AAAA"}}),
         json!({"metadata": {"labels": {"claviger.dev/content": null}}}),
+        json!({"data": {"ca.crt": "evil"}, "immutable": true}),
         json!({"metadata": {"annotations": {"claviger.dev/roots": "0"}}}),
         json!({"metadata": {"annotations": {"claviger.dev/roots": null}}, "data": null}),
     ] {
@@ -613,6 +615,7 @@ async fn the_ca_is_changed_by_claviger_only_and_the_servers_account_only_reads()
         Actor::account(&cluster, SYSTEM, "claviger-server").await,
     );
     let evil = json!({"data": {"v1.key": "AAAA"}});
+    let theirs = json!({"data": {"ca.crt": "theirs"}});
     for (who, act, why) in [
         (
             &root,
@@ -644,10 +647,36 @@ async fn the_ca_is_changed_by_claviger_only_and_the_servers_account_only_reads()
             Act::get(SYSTEM, "secrets/claviger-seal-key"),
             "cannot get",
         ),
+        (
+            &root,
+            Act::delete(&space.name, "configmaps/claviger-ca"),
+            "only Claviger writes it",
+        ),
+        (
+            &root,
+            Act::merge(&space.name, "configmaps/claviger-ca", &theirs),
+            "ca.furtherRoots",
+        ),
     ] {
         let refused = who.does(&act).await.unwrap_err();
         assert!(refused.contains(why), "{act:?}: {refused}");
     }
+    // Others of that namespace are their own matter, and the namespace can go.
+    make_namespace(&space.client, "goes").await;
+    published(&space.client, "goes").await;
+    let maps = config_maps(&space.client, "goes");
+    let other: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "other"}})).unwrap();
+    maps.create(&PostParams::default(), &other).await.unwrap();
+    let namespaces = Api::<Namespace>::all(space.client.clone());
+    let params = DeleteParams::default();
+    namespaces.delete("goes", &params).await.unwrap();
+    eventually("the namespace to go", PATIENCE, async || {
+        match namespaces.get_opt("goes").await.unwrap() {
+            None => Ok(()),
+            Some(_) => Err("still there".to_owned()),
+        }
+    })
+    .await;
     let verbs = [
         "get", "list", "watch", "create", "update", "patch", "delete",
     ];

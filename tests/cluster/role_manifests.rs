@@ -236,6 +236,31 @@ async fn wrong_assignments_are_refused_in_words_that_help() {
             spec(json!({"expiresAt": "tomorrow"})),
             "spec.expiresAt",
         ),
+        (
+            "no time",
+            spec(json!({"expiresAt": "2030-01-01T00:00:00+26:00"})),
+            "spec.expiresAt",
+        ),
+        (
+            "no time",
+            spec(json!({"expiresAt": "2030-01-01T00:00:00 5Z"})),
+            "spec.expiresAt",
+        ),
+        (
+            "no time",
+            spec(json!({"expiresAt": "2030-01-01T00:00:00ZTx"})),
+            "spec.expiresAt",
+        ),
+        (
+            "no time",
+            spec(json!({"expiresAt": "2030-13-01T00:00:00Z"})),
+            "spec.expiresAt",
+        ),
+        (
+            "no time",
+            spec(json!({"expiresAt": "2030-01-01t00:00:00z"})),
+            "spec.expiresAt",
+        ),
     ];
     let mut wrong = Vec::new();
     for (what, spec, expected) in &rows {

@@ -89,12 +89,14 @@ pub struct RoleAssignmentSpec {
 
     /// From when on (RFC 3339, as in `2026-12-01T08:00:00Z`). Left out: at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"))]
     pub starts_at: Option<Time>,
 
     /// Until when (RFC 3339, as in `2026-12-24T00:00:00Z`). Then the access ends by itself. Values
     /// that were read and tokens that were issued until then are not called back; an event says so.
     /// Left out: until the RoleAssignment is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"))]
     pub expires_at: Option<Time>,
 }
 
