@@ -13,7 +13,10 @@ use std::fmt;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use sha2::{Digest as _, Sha256};
 use snafu::{OptionExt as _, Snafu, ensure};
 use zeroize::Zeroizing;
@@ -160,7 +163,7 @@ impl KeySet {
     ) -> Result<Claims, Disbelief> {
         ensure!(token.len() <= LONGEST_TEXT, MalformedSnafu);
         let header = Heading::of(token).context(MalformedSnafu)?;
-        ensure!(header.alg == "ES256", AlgorithmSnafu);
+        ensure!(header.alg == "ES256" && header.is_plain(), AlgorithmSnafu);
         let key = valid(&self.keys, &self.spans, now)
             .into_iter()
             .find(|key| header.kid.as_deref() == Some(key.id()))
@@ -337,9 +340,24 @@ pub struct Heading {
     /// Which key it says to be signed by.
     #[serde(default)]
     pub kid: Option<String>,
+    /// Extensions that whoever does not know them must not pass over.
+    #[serde(default)]
+    crit: Option<IgnoredAny>,
 }
 
 impl Heading {
+    /// Whether nothing is asked for that is not known here (RFC 7515, 4.1.11).
+    pub fn is_plain(&self) -> bool {
+        self.crit.is_none()
+    }
+
+    /// Whether it says to be signed by the private half of a key pair.
+    pub fn is_asymmetric(&self) -> bool {
+        ["ES", "RS", "PS", "Ed"]
+            .iter()
+            .any(|family| self.alg.starts_with(family))
+    }
+
     /// Reads the heading of what may be a token.
     pub fn of(token: &str) -> Option<Self> {
         part(token, 0)
@@ -640,6 +658,127 @@ mod tests {
         }
     }
 
+    /// Any text as claims under any header, signed by our own key: what nobody but us can make, and
+    /// what must be refused even if we did.
+    fn ours(header: &str, claims: &str) -> String {
+        let [header, claims] = [header, claims].map(|text| URL_SAFE_NO_PAD.encode(text));
+        let message = format!("{header}.{claims}");
+        let key = &KEYS.keys()[0].private;
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), key, Algorithm::ES256);
+        format!("{message}.{}", signature.unwrap())
+    }
+
+    #[test]
+    fn even_under_our_own_signature_only_our_own_form_is_believed() {
+        let kid = KEYS.keys()[0].id();
+        let header = json!({"alg": "ES256", "kid": kid}).to_string();
+        let good = serde_json::to_string(&claims(LONGEST_TOKEN)).unwrap();
+        assert!(verify(&ours(&header, &good), now()).is_ok());
+        let with = |member: &str, value: &str| {
+            let mut claims: Value = serde_json::from_str(&good).unwrap();
+            claims[member] = serde_json::from_str(value).unwrap();
+            claims.to_string()
+        };
+        let end = now().as_second();
+        let (later, ended) = (format!("{}.5", end + 60), end.to_string());
+        let early = (end + CLOCK_SKEW.as_secs() + 1).to_string();
+        let string = format!("\"{}\"", end + 60);
+        for (member, value) in [
+            ("exp", &*ended),
+            ("exp", &later),
+            ("exp", &string),
+            ("exp", "-1"),
+            ("exp", "1e300"),
+            ("exp", "18446744073709551615"),
+            ("exp", "-9223372036854775808"),
+            ("exp", "null"),
+            ("exp", "[1]"),
+            ("exp", "true"),
+            ("nbf", &early),
+            ("iat", &early),
+            ("nbf", "null"),
+            ("nbf", &string),
+            ("aud", "[\"https://vault.azure.net\"]"),
+            ("aud", "[]"),
+            ("aud", "null"),
+            ("aud", "\"https://vault.azure.net/\""),
+            ("aud", "\"HTTPS://VAULT.AZURE.NET\""),
+            ("iss", "[\"https://claviger.claviger-system.svc/adfs\"]"),
+            ("iss", "\"https://claviger.claviger-system.svc/adfs/\""),
+            ("iss", "\"https://claviger.claviger-system.svc\""),
+            ("iss", "\"https://CLAVIGER.claviger-system.svc/adfs\""),
+            ("sub", "null"),
+            ("oid", "7"),
+            ("kubernetes.io", "{}"),
+            ("kubernetes.io", "{\"namespace\":\"shop\"}"),
+        ] {
+            assert!(
+                verify(&ours(&header, &with(member, value)), now()).is_err(),
+                "{member} {value}"
+            );
+        }
+        // Said twice, whichever of the two is good.
+        for (member, value) in [
+            ("exp", "99999999999"),
+            ("aud", "\"https://vault.azure.net\""),
+            ("sub", "\"system:serviceaccount:shop:admin\""),
+        ] {
+            let first = good.replacen('{', &format!("{{\"{member}\":{value},"), 1);
+            let last = format!("{},\"{member}\":{value}}}", good.strip_suffix('}').unwrap());
+            for twice in [first, last] {
+                assert!(verify(&ours(&header, &twice), now()).is_err(), "{twice}");
+            }
+        }
+        let twice = format!("{{\"alg\":\"ES256\",\"alg\":\"ES256\",\"kid\":\"{kid}\"}}");
+        assert!(verify(&ours(&twice, &good), now()).is_err());
+        // Extensions that are not known here.
+        for more in [
+            json!({"crit": ["exp"]}),
+            json!({"crit": ["b64"], "b64": false}),
+            json!({"crit": []}),
+            json!({"crit": "x"}),
+        ] {
+            let mut header = json!({"alg": "ES256", "kid": kid});
+            json_patch::merge(&mut header, &more);
+            assert_eq!(
+                verify(&ours(&header.to_string(), &good), now()),
+                Err(Disbelief::Algorithm),
+                "{header}"
+            );
+        }
+        let named = |kid: &Value| ours(&json!({"alg": "ES256", "kid": kid}).to_string(), &good);
+        for other in [
+            json!(""),
+            json!("' OR '1'='1"),
+            json!("/proc/self/environ"),
+            json!(format!("{kid}\0")),
+            json!(format!(" {kid}")),
+            json!(kid.to_lowercase()),
+        ] {
+            assert_eq!(
+                verify(&named(&other), now()),
+                Err(Disbelief::UnknownKey),
+                "{other}"
+            );
+        }
+        for other in [json!(7), json!([kid]), json!({"kid": kid})] {
+            assert_eq!(
+                verify(&named(&other), now()),
+                Err(Disbelief::Malformed),
+                "{other}"
+            );
+        }
+        // A key brought along is not used, even beside the name of ours.
+        let own = serde_json::to_value(OTHERS.keys()[0].document()).unwrap();
+        let mut header = json!({"alg": "ES256", "kid": kid, "jwk": own, "jku": "https://evil/keys", "x5u": "https://evil/x", "x5c": ["AA"]});
+        assert!(verify(&forged(&header, &[1; 64]), now()).is_err());
+        header["kid"] = json!(OTHERS.keys()[0].id());
+        assert_eq!(
+            verify(&forged(&header, &[1; 64]), now()),
+            Err(Disbelief::UnknownKey)
+        );
+    }
+
     #[test]
     fn the_document_tells_the_public_half_and_nothing_else() {
         let document: Value = serde_json::from_str(&KEYS.document(now())).unwrap();
@@ -682,6 +821,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whatever_is_granted_reads_back_as_it_was_signed(
+            namespace in "[a-z]([a-z0-9-]{0,10}[a-z0-9])?", name in "[a-z]([a-z0-9.-]{0,10}[a-z0-9])?", uid in "[!-~]{1,40}",
+            pod in proptest::option::of(("[a-z]{1,9}", "[a-f0-9-]{1,36}")), minutes in -10_i64..100, random in any::<[u8; 16]>(),
+        ) {
+            let pod = pod.map(|(name, uid)| Pod { name, uid });
+            let account = ServiceAccount { namespace, name, uid, pod };
+            let grant = Grant {
+                issuer: ISSUER, tenant: "adfs", resource: RESOURCE, account: &account, random,
+                assertion_expires: now() + SignedDuration::from_mins(minutes),
+            };
+            let claims = Claims::new(&grant, now());
+            let text = KEYS.sign(&claims, now()).unwrap();
+            prop_assert_eq!(&verify(&text, now()), &Ok(claims.clone()));
+            if is_object_name(&account.name) {
+                prop_assert_eq!(claims.account(), Some(account));
+            }
+        }
+
         #[test]
         fn no_changed_character_is_believed(at in 0_usize..400, to in "[A-Za-z0-9_.-]") {
             let text = token();

@@ -257,6 +257,11 @@ impl Trail {
         self.0.note(|record| record.reason = Some(reason));
     }
 
+    /// The address that the request came from.
+    pub fn source(&self) -> Option<std::net::IpAddr> {
+        self.0.lock().as_ref().and_then(|record| record.source)
+    }
+
     /// Names the request.
     pub fn request_id(&self) -> String {
         let record = self.0.lock();

@@ -6,7 +6,7 @@
 //! ServiceAccount's, which only the apiserver can tell. What can be seen to be wrong without asking
 //! is not asked.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
@@ -17,13 +17,14 @@ use tokio::sync::watch;
 use crate::{
     clock,
     domain::{
-        access_token::{self, LONGEST_TEXT, Says},
+        access_token::{self, Heading, LONGEST_TEXT, Says},
         identity::{self, Identity, ServiceAccount},
     },
     k8s::review::{Reviewed, read_account_uid, review_token},
     server::{
         cache::{Cache, Keep, Key},
         error::Refusal,
+        gate::Gate,
         oidc::{self, Issuer},
         settings::Settings,
     },
@@ -45,6 +46,7 @@ pub struct Authenticator {
     issuers: Vec<Issuer>,
     tokens: Cache<Verdict>,
     accounts: Cache<Standing>,
+    gate: Gate,
 }
 
 /// A ServiceAccount that asks for an access token.
@@ -60,6 +62,7 @@ pub struct Asserted {
 #[derive(Clone, Debug)]
 enum Verdict {
     Account(ServiceAccount),
+    Crowded,
     Other(identity::Refusal),
     Refused,
     Unavailable,
@@ -95,17 +98,19 @@ impl Authenticator {
             keys,
             tokens: Cache::new(CAPACITY),
             accounts: Cache::new(CAPACITY),
+            gate: Gate::default(),
         })
     }
 
-    /// Whose bearer token a request carries. Access tokens must be for a resource that the door
-    /// takes.
+    /// Whose bearer token a request of this peer carries. Access tokens must be for a resource that
+    /// the door takes.
     ///
     /// # Errors
     /// See [`Unproved`].
     pub async fn bearer(
         &self,
         headers: &HeaderMap,
+        peer: Option<IpAddr>,
         is_for: impl Fn(&str) -> bool,
     ) -> Result<Identity, Unproved> {
         let token = bearer_of(headers)?;
@@ -117,22 +122,23 @@ impl Authenticator {
             let verified = issuer.verify(token, now).await;
             Identity::Oidc(verified.context(OidcSnafu)?)
         } else {
-            Identity::ServiceAccount(self.reviewed(token, &says, now).await?)
+            Identity::ServiceAccount(self.reviewed(token, &says, peer, now).await?)
         };
         let system = &self.settings.system_namespace;
         identity.not_of(system).context(NobodySnafu)
     }
 
-    /// Which ServiceAccount asserts itself by this token of its own.
+    /// Which ServiceAccount asserts itself by this token of its own, sent by this peer.
     ///
     /// # Errors
     /// See [`Unproved`].
-    pub async fn assertion(&self, token: &str) -> Result<Asserted, Unproved> {
+    pub async fn assertion(&self, token: &str, peer: Option<IpAddr>) -> Result<Asserted, Unproved> {
+        ensure!(is_token(token), MalformedSnafu);
         let says = Says::of(token).context(MalformedSnafu)?;
         // An access token does not make another: its bearer would live for ever.
         ensure!(says.iss != self.settings.issuer, NotAssertionSnafu);
         let now = clock::now();
-        let account = self.reviewed(token, &says, now).await?;
+        let account = self.reviewed(token, &says, peer, now).await?;
         let identity = Identity::ServiceAccount(account.clone());
         let system = &self.settings.system_namespace;
         identity.not_of(system).context(NobodySnafu)?;
@@ -190,8 +196,15 @@ impl Authenticator {
         &self,
         token: &str,
         says: &Says,
+        peer: Option<IpAddr>,
         now: Timestamp,
     ) -> Result<ServiceAccount, Unproved> {
+        // What no apiserver signs, none is asked about.
+        let heading = Heading::of(token).context(MalformedSnafu)?;
+        ensure!(
+            heading.is_asymmetric() && !token.ends_with('.'),
+            MalformedSnafu
+        );
         let left = says.exp.map(|exp| exp.saturating_sub(now.as_second()));
         ensure!(left.is_none_or(|left| left > 0), ExpiredSnafu);
         let audiences = &self.settings.audiences;
@@ -202,10 +215,16 @@ impl Authenticator {
             }
         );
         let asking = async {
+            let Some(_pass) = self.gate.enter(peer, &says.iss).await else {
+                return Verdict::Crowded;
+            };
             match review_token(&self.client, token, audiences).await {
                 Ok(Reviewed::Authenticated { user, uid, extra }) => {
                     match ServiceAccount::reviewed(&user, &uid, &extra) {
-                        Ok(account) => Verdict::Account(account),
+                        Ok(account) => {
+                            self.gate.met(&says.iss);
+                            Verdict::Account(account)
+                        }
                         Err(refusal) => Verdict::Other(refusal),
                     }
                 }
@@ -222,11 +241,12 @@ impl Authenticator {
                 Keep::Asked(left.map_or(KNOWN, |left| KNOWN.min(Duration::from_secs(left))))
             }
             Verdict::Other(_) | Verdict::Refused => Keep::Asked(UNKNOWN),
-            Verdict::Unavailable => Keep::Came(SILENCE),
+            Verdict::Crowded | Verdict::Unavailable => Keep::Came(SILENCE),
         };
         let key = Key::of(&[token.as_bytes()]);
         match self.tokens.get(key, keep, asking).await {
             Verdict::Account(account) => Ok(account),
+            Verdict::Crowded => CrowdedSnafu.fail(),
             Verdict::Other(refusal) => Err(refusal).context(NobodySnafu),
             Verdict::Refused => RefusedSnafu.fail(),
             Verdict::Unavailable => UnavailableSnafu.fail(),
@@ -248,6 +268,9 @@ pub enum Unproved {
         /// Those that are taken.
         audiences: String,
     },
+    /// Too many others.
+    #[snafu(display("too many tokens are being looked at: try again in a moment"))]
+    Crowded,
     /// An access token that is not believed.
     #[snafu(display("{source}"))]
     Disbelieved {
@@ -313,6 +336,7 @@ impl Unproved {
             Self::Expired => ("expired", 700_024),
             Self::Gone => ("gone", 700_016),
             Self::Malformed => ("malformed", 50_027),
+            Self::Crowded => ("crowded", 90_033),
             Self::NoKeys
             | Self::Unavailable
             | Self::Oidc {
@@ -323,7 +347,7 @@ impl Unproved {
             Self::Oidc { .. } => ("oidc", 50_013),
             Self::Refused => ("refused", 700_213),
         };
-        let unavailable = reason == "unavailable";
+        let unavailable = ["crowded", "unavailable"].contains(&reason);
         Refusal {
             status: if unavailable {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -353,12 +377,14 @@ fn bearer_of(headers: &HeaderMap) -> Result<&str, Unproved> {
         .and_then(|value| value.split_once(' '))
         .context(MalformedSnafu)?;
     ensure!(scheme.eq_ignore_ascii_case("Bearer"), AbsentSnafu);
-    let of_tokens = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    ensure!(
-        token.len() <= LONGEST_TEXT && !token.is_empty() && token.bytes().all(of_tokens),
-        MalformedSnafu
-    );
+    ensure!(is_token(token), MalformedSnafu);
     Ok(token)
+}
+
+/// Whether a text has the letters and the length of a token.
+fn is_token(text: &str) -> bool {
+    let of_tokens = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    text.len() <= LONGEST_TEXT && !text.is_empty() && text.bytes().all(of_tokens)
 }
 
 /// A clause with a capital and a full stop.
@@ -411,10 +437,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_header_is_read_or_refused(value in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn a_header_is_one_token_behind_its_scheme_or_refused(
+            value in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..60),
+                "(?i)(bearer|basic|bear)[ \t,]{0,2}[a-z0-9._,= \t-]{0,20}".prop_map(String::into_bytes),
+            ],
+        ) {
             if let Ok(value) = HeaderValue::from_bytes(&value) {
-                let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
-                let _ = bearer_of(&headers);
+                let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.clone())]);
+                if let Ok(token) = bearer_of(&headers) {
+                    let text = value.to_str().unwrap();
+                    prop_assert_eq!(text[..7].to_ascii_lowercase(), "bearer ");
+                    prop_assert_eq!(&text[7..], token);
+                    prop_assert!(!token.contains([' ', ',', '=']));
+                }
             }
         }
     }

@@ -20,6 +20,7 @@ pub mod certificates;
 pub mod discovery;
 pub mod error;
 pub mod framing;
+pub mod gate;
 pub mod limits;
 pub mod listener;
 pub mod names;

@@ -271,7 +271,9 @@ async fn authenticate(
     let own = &doors.settings.resource;
     let proved = doors
         .authn
-        .bearer(request.headers(), |resource| resource == own)
+        .bearer(request.headers(), trail.source(), |resource| {
+            resource == own
+        })
         .await;
     match proved {
         Ok(identity) => {

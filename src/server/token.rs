@@ -66,8 +66,10 @@ async fn issue(
     let form = Form::read(headers, body)?;
     let request = form.request()?;
     let resource = resource(request.scope, &doors.settings.resources)?;
-    let asserted = doors.authn.assertion(request.assertion).await;
-    let asserted = asserted.map_err(|unproved| refused_client(&unproved))?;
+    let asserted = doors.authn.assertion(request.assertion, trail.source());
+    let asserted = asserted
+        .await
+        .map_err(|unproved| refused_client(&unproved))?;
     let account = &asserted.account;
     trail.caller(&Identity::ServiceAccount(account.clone()));
     if !request.client_id.is_none_or(|id| account.is_client(id)) {

@@ -15,6 +15,8 @@ use kube::client::Body as KubeBody;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
+mod attacks;
+
 use super::*;
 use crate::{
     domain::access_token::{KeySet, Says},
@@ -44,6 +46,10 @@ struct Apiserver {
     /// Whose action is allowed: user and verb.
     rights: Mutex<Vec<(String, String)>>,
     down: Mutex<bool>,
+    /// How long an answer takes.
+    slow: Mutex<Duration>,
+    /// Reviews of tokens now, and the most that there ever were at once.
+    reviewing: Mutex<[usize; 2]>,
     asked: Mutex<Vec<(String, Value)>>,
 }
 
@@ -127,6 +133,17 @@ impl Apiserver {
                 let path = request.uri().path().to_owned();
                 let body = request.into_body().collect().await?.to_bytes();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
+                let reviews = usize::from(path.ends_with("/tokenreviews"));
+                let slow = *server.slow.lock().unwrap();
+                {
+                    let mut reviewing = server.reviewing.lock().unwrap();
+                    reviewing[0] += reviews;
+                    reviewing[1] = reviewing[1].max(reviewing[0]);
+                }
+                if !slow.is_zero() {
+                    tokio::time::sleep(slow).await;
+                }
+                server.reviewing.lock().unwrap()[0] -= reviews;
                 let (status, answer) = server.answer(&path, &body);
                 let answer = http::Response::builder()
                     .status(status)
