@@ -5,7 +5,13 @@
 //! that names a key nobody has seen makes them be fetched again, at most twice in a minute. When the
 //! issuer does not answer, the keys that are known go on for a day.
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    sync::{PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, Uri, body::Bytes, header};
@@ -172,14 +178,15 @@ pub enum Disbelief {
 pub struct Issuer {
     settings: IssuerSettings,
     http: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
-    keys: Mutex<Keys>,
+    keys: RwLock<Keys>,
+    /// When they were last asked for. Held while they are: whoever knows its key waits for nobody.
+    tried: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
 struct Keys {
     known: Vec<PublicKey>,
     fetched: Option<Instant>,
-    tried: Option<Instant>,
 }
 
 struct PublicKey {
@@ -214,7 +221,8 @@ impl Issuer {
         Ok(Self {
             settings,
             http: Client::builder(TokioExecutor::new()).build(connector),
-            keys: Mutex::default(),
+            keys: RwLock::default(),
+            tried: Mutex::default(),
         })
     }
 
@@ -229,6 +237,7 @@ impl Issuer {
     /// See [`Disbelief`].
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<OidcUser, Disbelief> {
         let heading = Heading::of(token).context(SignatureSnafu)?;
+        ensure!(heading.is_plain(), SignatureSnafu);
         let algorithm = ALGORITHMS
             .iter()
             .find(|(name, _)| *name == heading.alg)
@@ -240,18 +249,21 @@ impl Issuer {
     }
 
     async fn key(&self, heading: &Heading) -> Result<DecodingKey, Disbelief> {
-        let mut keys = self.keys.lock().await;
-        let age = |keys: &Keys| keys.fetched.map(|at| at.elapsed());
-        let is_new = age(&keys).is_some_and(|age| age < FRESH);
-        if is_new && let Some(key) = keys.find(heading) {
+        if let Some(key) = self.known(FRESH).and_then(|keys| keys.find(heading)) {
             return Ok(key);
         }
-        if keys.tried.is_none_or(|at| at.elapsed() >= PAUSE) {
-            keys.tried = Some(Instant::now());
+        let mut tried = self.tried.lock().await;
+        // Somebody else may have fetched them meanwhile.
+        if let Some(key) = self.known(FRESH).and_then(|keys| keys.find(heading)) {
+            return Ok(key);
+        }
+        if tried.is_none_or(|at| at.elapsed() >= PAUSE) {
+            *tried = Some(Instant::now());
             match tokio::time::timeout(TIMEOUT, self.fetch()).await {
                 Ok(Ok(known)) => {
-                    keys.known = known;
-                    keys.fetched = Some(Instant::now());
+                    let fetched = Some(Instant::now());
+                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) =
+                        Keys { known, fetched };
                 }
                 failed => {
                     let why = match failed {
@@ -262,10 +274,15 @@ impl Issuer {
                 }
             }
         }
-        match age(&keys) {
-            Some(age) if age < STALE => keys.find(heading).context(SignatureSnafu),
-            _ => UnavailableSnafu.fail(),
-        }
+        let keys = self.known(STALE).context(UnavailableSnafu)?;
+        keys.find(heading).context(SignatureSnafu)
+    }
+
+    /// The keys, if they are not older than this.
+    fn known(&self, age: Duration) -> Option<RwLockReadGuard<'_, Keys>> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let is_known = keys.fetched.is_some_and(|at| at.elapsed() < age);
+        is_known.then_some(keys)
     }
 
     async fn fetch(&self) -> Result<Vec<PublicKey>, &'static str> {
@@ -279,26 +296,10 @@ impl Issuer {
 
     /// Where the issuer says that its keys are: on its own host, unless the install says otherwise.
     async fn discover(&self) -> Result<String, &'static str> {
-        #[derive(Deserialize)]
-        struct Discovery {
-            issuer: String,
-            jwks_uri: String,
-        }
         let base = self.settings.url.trim_end_matches('/');
         let address = format!("{base}/.well-known/openid-configuration");
         let found: Discovery = self.get(&address).await?;
-        if found.issuer != self.settings.url {
-            return Err("the discovery document is that of another issuer");
-        }
-        let place = |address: &str| {
-            let uri: Uri = address.parse().ok()?;
-            Some((uri.scheme_str()?.to_owned(), uri.authority()?.clone()))
-        };
-        let (own, named) = (place(&address), place(&found.jwks_uri));
-        if named.is_none() || named != own {
-            return Err("the issuer names another host for its keys: give their address by jwks=");
-        }
-        Ok(found.jwks_uri)
+        found.keys_of(&self.settings.url)
     }
 
     async fn get<T: serde::de::DeserializeOwned>(&self, address: &str) -> Result<T, &'static str> {
@@ -314,6 +315,31 @@ impl Issuer {
         let body = Limited::new(response.into_body(), LARGEST_DOCUMENT).collect();
         let body = body.await.map_err(|_| "the issuer's answer broke off")?;
         serde_json::from_slice(&body.to_bytes()).map_err(|_| "the issuer's answer cannot be read")
+    }
+}
+
+/// What an issuer says of itself.
+#[derive(Deserialize)]
+struct Discovery {
+    issuer: String,
+    jwks_uri: String,
+}
+
+impl Discovery {
+    /// Where the keys of the issuer are that was asked.
+    fn keys_of(self, issuer: &str) -> Result<String, &'static str> {
+        if self.issuer != issuer {
+            return Err("the discovery document is that of another issuer");
+        }
+        let place = |address: &str| {
+            let uri: Uri = address.parse().ok()?;
+            Some((uri.scheme_str()?.to_owned(), uri.authority()?.clone()))
+        };
+        let (own, named) = (place(issuer), place(&self.jwks_uri));
+        if named.is_none() || named != own {
+            return Err("the issuer names another host for its keys: give their address by jwks=");
+        }
+        Ok(self.jwks_uri)
     }
 }
 
@@ -558,7 +584,105 @@ mod tests {
         }
     }
 
+    #[test]
+    fn keys_are_fetched_from_the_issuers_own_host_only() {
+        let found = |issuer: &str, keys: &str| {
+            let text = json!({"issuer": issuer, "jwks_uri": keys}).to_string();
+            let document: Discovery = serde_json::from_str(&text).unwrap();
+            document.keys_of("https://login.example.com")
+        };
+        let own = "https://login.example.com/keys";
+        assert_eq!(found("https://login.example.com", own).as_deref(), Ok(own));
+        assert!(found("https://login.example.com/", own).is_err());
+        for keys in [
+            "http://login.example.com/keys",
+            "https://login.example.com:8443/keys",
+            "https://login.example.com@evil.example/keys",
+            "https://evil@login.example.com/keys",
+            "https://login.example.com.evil.example/keys",
+            "//login.example.com/keys",
+            "/keys",
+            "file:///etc/passwd",
+            "https:\\\\login.example.com\\keys",
+            "",
+        ] {
+            assert!(found("https://login.example.com", keys).is_err(), "{keys}");
+        }
+        // What is said twice is not said.
+        let twice = r#"{"issuer":"a","jwks_uri":"b","jwks_uri":"c"}"#;
+        assert!(serde_json::from_str::<Discovery>(twice).is_err());
+    }
+
+    /// Any JSON, as nested as this.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "(EC|RSA|OKP|oct|sig|enc|P-256|ES256|AQAB|[A-Za-z0-9_-]{0,50}|.{0,5})"
+                .prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map("[a-z]{0,4}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
     proptest! {
+        #[test]
+        fn any_document_of_keys_holds_public_keys_or_nothing(
+            changes in proptest::collection::vec((prop_oneof![
+                Just("kty"), Just("crv"), Just("x"), Just("y"), Just("n"), Just("e"), Just("k"), Just("use"), Just("alg"), Just("kid"), Just("key_ops"),
+            ], any_json()), 0..4),
+            other in any_json(),
+        ) {
+            let point = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+            let mut key = json!({"kty": "EC", "crv": "P-256", "x": point, "y": point, "kid": "a", "use": "sig"});
+            for (member, value) in changes {
+                key[member] = value;
+            }
+            for document in [key, other] {
+                let text = json!({"keys": [document]}).to_string();
+                let Ok(read) = serde_json::from_str::<Document>(&text) else { continue };
+                for one in read.keys {
+                    let (kind, usage) = (one["kty"].clone(), one["use"].clone());
+                    if let Some(key) = public_key(one) {
+                        prop_assert!(["EC", "OKP", "RSA"].iter().any(|known| kind == *known));
+                        prop_assert!(usage != "enc");
+                        // With such a key nothing is verified that a secret could have signed.
+                        for (_, algorithm) in ALGORITHMS {
+                            prop_assert!(decode("eyJhbGciOiJIUzI1NiJ9.e30.AA", &key.key, algorithm).is_none());
+                        }
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_claims_are_those_of_a_user_of_this_issuer_or_refused(
+            changes in proptest::collection::vec((prop_oneof![
+                Just("iss"), Just("aud"), Just("exp"), Just("nbf"), Just("sub"), Just("groups"),
+            ], any_json()), 0..3),
+        ) {
+            let mut claims = claims();
+            for (member, value) in changes {
+                claims[member] = value;
+            }
+            if let Ok(user) = believe(&corp(), claims.as_object().unwrap(), now()) {
+                let subject = Identity::Oidc(user).subject();
+                let user = subject.user.strip_prefix("corp:");
+                prop_assert!(user.is_some() && user == claims["sub"].as_str());
+                prop_assert!(subject.groups.iter().all(|group| group.starts_with("corp:") || group == "system:authenticated"));
+                prop_assert_eq!(&claims["iss"], "https://login.example.com");
+                prop_assert!(claims["exp"].as_f64().unwrap() > 1.7e9);
+                prop_assert!(claims["aud"] == "claviger" || claims["aud"].as_array().unwrap().contains(&json!("claviger")));
+            }
+        }
+
         #[test]
         fn any_settings_are_read_or_refused(text in "(url=|audience=|prefix=|,|=|https://|[a-z:/]){0,12}") {
             let _ = settings(&text);

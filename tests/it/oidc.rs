@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -45,6 +45,8 @@ struct Provider {
     address: SocketAddr,
     pages: Pages,
     asked: Arc<AtomicU32>,
+    /// It takes connections and says nothing.
+    silent: Arc<AtomicBool>,
     ca: tempfile::NamedTempFile,
 }
 
@@ -69,9 +71,11 @@ impl Provider {
             address: listener.local_addr().unwrap(),
             pages: Pages::default(),
             asked: Arc::default(),
+            silent: Arc::default(),
             ca,
         };
         let (pages, asked) = (Arc::clone(&provider.pages), Arc::clone(&provider.asked));
+        let silent = Arc::clone(&provider.silent);
         tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
@@ -81,6 +85,9 @@ impl Provider {
                     continue;
                 };
                 asked.fetch_add(1, Ordering::SeqCst);
+                if silent.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
                 let mut request = vec![0; 4096];
                 let length = stream.read(&mut request).await.unwrap_or(0);
                 let request = String::from_utf8_lossy(&request[..length]).into_owned();
@@ -299,6 +306,43 @@ async fn a_turned_key_is_fetched_but_a_flood_of_unknown_keys_fetches_nothing() {
             .is_ok()
     );
     assert_eq!(provider.asked(), 4);
+}
+
+#[tokio::test]
+async fn whoever_names_keys_that_nobody_has_seen_keeps_nobody_else_waiting() {
+    let provider = Provider::start().await;
+    let (known, stranger) = (Signer::new("known"), Signer::new("stranger"));
+    provider.publish_keys(&[&known]);
+    let issuer = Arc::new(provider.issuer());
+    let claims = provider.claims();
+    let honest = known.sign(&claims);
+    assert!(issuer.verify(&honest, clock::now()).await.is_ok());
+    let asked = provider.asked();
+    // The issuer is silent now, and has to be asked about every other key.
+    provider.silent.store(true, Ordering::SeqCst);
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(31)).await;
+    tokio::time::resume();
+    let (waiting, token) = (Arc::clone(&issuer), stranger.sign(&claims));
+    let waiting = tokio::spawn(async move { waiting.verify(&token, clock::now()).await });
+    while provider.asked() == asked {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..20 {
+        let begun = std::time::Instant::now();
+        assert!(issuer.verify(&honest, clock::now()).await.is_ok());
+        assert!(begun.elapsed() < std::time::Duration::from_secs(1));
+    }
+    assert!(!waiting.is_finished());
+    assert_eq!(waiting.await.unwrap(), Err(Disbelief::Signature));
+    // Extensions that are not known are not passed over.
+    let mut header = Header::new(Algorithm::ES256);
+    header.kid = Some("known".to_owned());
+    header.crit = Some(vec!["exp".to_owned()]);
+    let key = EncodingKey::from_ec_der(&known.pair.serialize_der());
+    let critical = jsonwebtoken::encode(&header, &claims, &key).unwrap();
+    let refused = issuer.verify(&critical, clock::now()).await;
+    assert_eq!(refused, Err(Disbelief::Signature));
 }
 
 #[tokio::test]
