@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 use super::upstream::Held;
 
 /// A status and a JSON document.
+#[derive(Clone)]
 pub struct Answer {
     /// The status.
     pub status: StatusCode,
@@ -17,7 +18,7 @@ pub struct Answer {
 impl Answer {
     /// A token. Times are seconds, as text: that is read by all SDKs (protocols/identity.md, 5.1 and 5.2).
     pub fn token(held: &Held, resource: &str, client_id: &str, now: i64) -> Self {
-        let left = (held.expires - now).max(0).to_string();
+        let left = held.expires.saturating_sub(now).max(0).to_string();
         let body = json!({
             "access_token": held.token.as_str(),
             "client_id": client_id,

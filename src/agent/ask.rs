@@ -120,8 +120,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_query_is_read_or_refused(query in "(resource|client_id|[a-z%0-9=&:/]){0,20}") {
-            let _ = Ask::parse(&query, OWN);
+        fn any_query_is_read_or_refused(query in "(resource=|client_id=|object_id=|&|%20|%0a|[a-z%0-9=&:/]){0,8}") {
+            if let Ok(ask) = Ask::parse(&query, OWN) {
+                // What is asked for was said once, and nothing else of anybody.
+                let said: Vec<_> = form_urlencoded::parse(query.as_bytes())
+                    .filter(|(name, _)| name == "resource").collect();
+                prop_assert_eq!(said.len(), 1);
+                prop_assert_eq!(&*said[0].1, &*ask.resource);
+                prop_assert!(ask.resource.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
         }
     }
 }

@@ -9,7 +9,13 @@ pub mod answer;
 pub mod ask;
 pub mod upstream;
 
-use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -21,7 +27,7 @@ use axum::{
 use clap::Args;
 use snafu::{ResultExt, Snafu, ensure};
 use subtle::ConstantTimeEq as _;
-use tokio::{net::TcpListener, sync::Mutex};
+use tokio::{net::TcpListener, sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -39,6 +45,8 @@ pub const IMDS: &str = "/metadata/identity/oauth2/token";
 
 /// The fewest seconds that a token from memory is still valid; SDKs ask anew below five minutes.
 const FRESH: i64 = 600;
+/// How long a failure is told again: whoever waited for it with others need not wait in turn.
+const SILENCE: Duration = Duration::from_secs(1);
 /// So many resources are remembered.
 const MOST_RESOURCES: usize = 64;
 
@@ -128,8 +136,16 @@ struct Agent {
     upstream: Upstream,
     client_id: String,
     secret: Option<Secret>,
-    /// Tokens by resource. Held while one is fetched: whoever asks for the same waits for it.
-    held: Mutex<HashMap<String, Held>>,
+    /// What is known by resource.
+    known: std::sync::Mutex<HashMap<String, Arc<Mutex<Known>>>>,
+}
+
+/// What is known of one resource. Held while its token is fetched: whoever asks for the same waits
+/// for it, and nobody else does.
+#[derive(Default)]
+struct Known {
+    token: Option<Held>,
+    failed: Option<(Instant, Answer)>,
 }
 
 /// Serves until `stop`.
@@ -147,7 +163,7 @@ pub async fn serve(args: AgentArgs, stop: CancellationToken) -> Result<(), Error
         upstream,
         client_id: args.client_id,
         secret: args.identity_header,
-        held: Mutex::default(),
+        known: std::sync::Mutex::default(),
     });
     tracing::info!(%address, "serving managed identity");
     axum::serve(listener, router(agent))
@@ -212,11 +228,18 @@ fn is_local(headers: &HeaderMap) -> bool {
         }
     });
     host.is_some_and(|host| {
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost"
-            || address
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+        let bracketed = host
+            .strip_prefix('[')
+            .and_then(|address| address.strip_suffix(']'));
+        let is_loopback = match bracketed {
+            Some(address) => address
+                .parse()
+                .is_ok_and(|address: Ipv6Addr| address.is_loopback()),
+            None => host
+                .parse()
+                .is_ok_and(|address: Ipv4Addr| address.is_loopback()),
+        };
+        host == "localhost" || is_loopback
     })
 }
 
@@ -232,26 +255,31 @@ impl Agent {
                 );
             }
         };
-        let mut held = self.held.lock().await;
+        let known = self.known(&ask.resource);
+        let mut known = known.lock().await;
         let now = clock::now().as_second();
-        if let Some(known) = held
-            .get(&ask.resource)
-            .filter(|known| known.expires - now > FRESH)
+        if let Some(token) = known.token.as_ref().filter(|token| token.is_fresh(now)) {
+            return Answer::token(token, &ask.resource, &self.client_id, now);
+        }
+        if let Some((_, answer)) = known
+            .failed
+            .as_ref()
+            .filter(|(at, _)| at.elapsed() < SILENCE)
         {
-            return Answer::token(known, &ask.resource, &self.client_id, now);
+            return answer.clone();
         }
         match self.upstream.token(&ask.resource).await {
             Ok(fresh) => {
-                held.retain(|_, known| known.expires > now);
                 let answer = Answer::token(&fresh, &ask.resource, &self.client_id, now);
-                if held.len() < MOST_RESOURCES {
-                    held.insert(ask.resource, fresh);
-                }
+                *known = Known {
+                    token: Some(fresh),
+                    failed: None,
+                };
                 answer
             }
             Err(error) => {
                 tracing::warn!(error = error.to_string(), "no access token");
-                match error {
+                let answer = match error {
                     upstream::Error::Refused { error, description } => {
                         Answer::refusal(StatusCode::BAD_REQUEST, &error, &description)
                     }
@@ -260,9 +288,37 @@ impl Agent {
                         "temporarily_unavailable",
                         &other.to_string(),
                     ),
-                }
+                };
+                known.failed = Some((Instant::now(), answer.clone()));
+                answer
             }
         }
+    }
+
+    /// What is known of a resource; when there are too many, those go that nobody waits for and
+    /// that have no fresh token.
+    fn known(&self, resource: &str) -> Arc<Mutex<Known>> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(resource) {
+            return Arc::clone(known);
+        }
+        if all.len() >= MOST_RESOURCES {
+            let now = clock::now().as_second();
+            all.retain(|_, known| {
+                let is_fresh = |known: &Known| {
+                    known
+                        .token
+                        .as_ref()
+                        .is_some_and(|token| token.is_fresh(now))
+                };
+                known.try_lock().map_or(true, |known| is_fresh(&known))
+            });
+        }
+        let known = Arc::default();
+        if all.len() < MOST_RESOURCES {
+            all.insert(resource.to_owned(), Arc::clone(&known));
+        }
+        known
     }
 }
 
@@ -293,6 +349,18 @@ mod tests {
             ("attacker.example:40342", false),
             ("127.0.0.1.attacker.example", false),
             ("localhost.attacker.example", false),
+            ("localhost:40342.attacker.example", false),
+            ("attacker.example@127.0.0.1", false),
+            ("127.0.0.1@attacker.example", false),
+            ("127.0.0.1, attacker.example", false),
+            ("[::1", false),
+            ("::1:1", false),
+            ("[127.0.0.1]", false),
+            ("[[::1]]", false),
+            ("0x7f.1", false),
+            ("2130706433", false),
+            ("0.0.0.0", false),
+            ("[::ffff:169.254.169.254]", false),
             ("", false),
         ] {
             let mut headers = HeaderMap::new();
@@ -300,6 +368,103 @@ mod tests {
             assert_eq!(is_local(&headers), local, "{host}");
         }
         assert!(!is_local(&HeaderMap::new()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_host_is_a_loopback_address_or_not_local(
+            host in r"(127\.0\.0\.1|localhost|::1|\[|\]|:|@|\.|,|[0-9]{1,3}|[a-z]{1,3}|%){0,5}",
+        ) {
+            let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_str(&host).unwrap())]);
+            if is_local(&headers) {
+                // As somebody else reads it.
+                let name = host_of(&host);
+                proptest::prop_assert!(name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback()), "{host}");
+            }
+        }
+    }
+
+    /// The host of an address, without port and brackets, as the `http` crate reads it.
+    fn host_of(host: &str) -> String {
+        let authority: http::uri::Authority = host.parse().unwrap();
+        assert!(!host.contains('@'));
+        authority.host().trim_matches(['[', ']']).to_owned()
+    }
+
+    /// An agent whose server takes connections and says nothing, and the files that it needs.
+    async fn of_a_silent_server() -> (Agent, TcpListener, tempfile::TempDir) {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let [token_file, ca_file] = ["token", "ca.crt"].map(|name| folder.path().join(name));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&ca_file, ca.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(&token_file, "a.b.c").unwrap();
+        let args = AgentArgs {
+            address: "127.0.0.1:0".parse().unwrap(),
+            authority: format!("https://localhost:{}", silent.local_addr().unwrap().port()),
+            tenant: "adfs".to_owned(),
+            client_id: "system:serviceaccount:shop:web".to_owned(),
+            token_file,
+            ca_file,
+            identity_header: None,
+        };
+        let agent = Agent {
+            upstream: Upstream::new(&args).unwrap(),
+            client_id: args.client_id,
+            secret: None,
+            known: std::sync::Mutex::default(),
+        };
+        (agent, silent, folder)
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_silent_server_waits_once_and_holds_nobody_else_up() {
+        let (agent, _silent, _folder) = of_a_silent_server().await;
+        let now = clock::now().as_second();
+        let held = Held {
+            token: Zeroizing::new("opaque".to_owned()),
+            since: now,
+            expires: now + 3600,
+        };
+        agent.known("https://kept").lock().await.token = Some(held);
+        tokio::time::pause();
+        let begun = Instant::now();
+        let asking = (0..20).map(|number| {
+            let query = format!("resource=https://resource-{}", number % 2);
+            let agent = &agent;
+            async move { agent.answer(Some(&query)).await.status }
+        });
+        let kept = async {
+            let answer = agent.answer(Some("resource=https://kept")).await;
+            (answer.status, begun.elapsed())
+        };
+        let (statuses, (status, waited)) = tokio::join!(futures::future::join_all(asking), kept);
+        assert!(
+            statuses
+                .iter()
+                .all(|status| *status == StatusCode::SERVICE_UNAVAILABLE)
+        );
+        assert!(
+            begun.elapsed() < Duration::from_secs(12),
+            "{:?}",
+            begun.elapsed()
+        );
+        assert_eq!((status, waited), (StatusCode::OK, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn however_many_resources_are_asked_for_few_are_remembered() {
+        let (agent, ..) = of_a_silent_server().await;
+        let waited_for = agent.known("https://waited-for");
+        let waiting = waited_for.lock().await;
+        for number in 0..1000 {
+            agent.known(&format!("https://{number}"));
+            assert!(agent.known.lock().unwrap().len() <= MOST_RESOURCES);
+        }
+        drop(waiting);
+        assert!(Arc::ptr_eq(&waited_for, &agent.known("https://waited-for")));
     }
 
     #[test]

@@ -40,6 +40,13 @@ pub struct Held {
     pub expires: i64,
 }
 
+impl Held {
+    /// Whether it can be handed out still.
+    pub fn is_fresh(&self, now: i64) -> bool {
+        self.expires.saturating_sub(now) > super::FRESH
+    }
+}
+
 /// There is no token.
 #[derive(Debug, Snafu)]
 pub enum Error {
