@@ -114,7 +114,7 @@ where
 /// The pauses between attempts to take up a watch: doubling, and short enough that what happened
 /// during an outage is known soon after it.
 #[derive(Default)]
-struct Pause {
+pub struct Pause {
     failures: u32,
 }
 

@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{DoorArgs, NameArgs},
-    controllers::watch::{Progress, describe},
+    controllers::watch::{Pause, Progress, describe},
     k8s::{self, ca},
     metrics::Metrics,
     server::{
@@ -264,7 +264,7 @@ fn follow(
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let stop = stop.clone();
     tokio::spawn(async move {
-        let events = watcher::watch_object(secrets, &name).default_backoff();
+        let events = watcher::watch_object(secrets, &name).backoff(Pause::default());
         let mut events = pin!(events.take_until(stop.cancelled_owned()));
         loop {
             match events.try_next().await {
