@@ -2,7 +2,6 @@
 //! other secret is found anywhere but in Secrets.
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     process::Stdio,
     sync::{
@@ -15,7 +14,7 @@ use std::{
 use axum::http::StatusCode;
 use base64::{
     Engine,
-    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use claviger::{api::v1alpha1::SyncState, root_keys::RootKeys};
 use http::Method;
@@ -30,6 +29,7 @@ use tokio::process::Command;
 use crate::support::{
     Cluster, Operator, Options, Space,
     kms::{Plugin, with_kms},
+    needles::{Canaries, Needles, hex},
     operator::Launcher,
     proxy::{Proxy, Seen, Verdict, status},
     record::seal_key,
@@ -37,69 +37,6 @@ use crate::support::{
     vault_keys::{Identity, KEEPER},
     vaults::{ready, says},
 };
-
-/// What is looked for, in the forms in which it might be found.
-#[derive(Default)]
-struct Needles {
-    forms: Vec<(String, String)>,
-}
-
-impl Needles {
-    /// Looks for a secret; `what` says which one, when it is found.
-    fn add(&mut self, what: &str, secret: &[u8]) {
-        let mut forms = vec![
-            hex(secret),
-            inner(&STANDARD.encode(secret)),
-            inner(&STANDARD_NO_PAD.encode(secret)),
-            inner(&URL_SAFE_NO_PAD.encode(secret)),
-            // As the bytes are shown by a derived `Debug`.
-            secret
-                .iter()
-                .take(16)
-                .map(u8::to_string)
-                .collect::<Vec<_>>()
-                .join(", "),
-            secret
-                .iter()
-                .take(16)
-                .map(u8::to_string)
-                .collect::<Vec<_>>()
-                .join(","),
-        ];
-        if let Ok(text) = str::from_utf8(secret) {
-            forms.push(text.to_owned());
-            // Cut off, as some messages do with long texts.
-            forms.push(text.chars().take(24).collect());
-        }
-        let forms = forms.into_iter().filter(|form| form.len() >= 8);
-        self.forms.extend(forms.map(|form| (what.to_owned(), form)));
-    }
-
-    /// What is found in a text: which secret, and around where.
-    fn find(&self, place: &str, text: &str) -> Vec<String> {
-        let found = |(what, form): &(String, String)| {
-            let at = text.find(form.as_str())?;
-            let begin = text.floor_char_boundary(at.saturating_sub(160));
-            let end = text.ceil_char_boundary((at + form.len() + 40).min(text.len()));
-            Some(format!("{what} in {place}: …{}…", &text[begin..end]))
-        };
-        self.forms.iter().filter_map(found).collect()
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Without the last group, which depends on what follows.
-fn inner(base64: &str) -> String {
-    let whole = (base64.len() / 4 * 4).saturating_sub(4);
-    base64.chars().take(whole).collect()
-}
 
 /// Looks everywhere.
 async fn search(
@@ -244,24 +181,6 @@ impl Traps {
     }
 }
 
-/// Texts that are not values of keys but must not be told either.
-struct Canaries {
-    made: BTreeMap<String, String>,
-}
-
-impl Canaries {
-    /// A new one; it is looked for under this name.
-    fn make(&mut self, what: &str) -> String {
-        let canary = format!(
-            "cAnArY{}xQ7zK9wE2rT5{}",
-            what.replace(' ', ""),
-            self.made.len()
-        );
-        self.made.insert(what.to_owned(), canary.clone());
-        canary
-    }
-}
-
 /// What a Secret holds that is read by more people than the values are, or stands in backups.
 async fn of_vaults(needles: &Needles, space: &Space) -> Vec<String> {
     let mut found = Vec::new();
@@ -386,9 +305,7 @@ async fn live_vaults(format: &'static str) {
     let identity = Identity::make(directory, "identity");
     let proxy = Proxy::start(&cluster).await;
     let traps = Traps::default();
-    let mut canaries = Canaries {
-        made: BTreeMap::new(),
-    };
+    let mut canaries = Canaries::default();
     let judge = traps.clone();
     proxy.judge(move |seen| judge.judge(seen));
     let options = Options {
@@ -870,7 +787,7 @@ async fn live_vaults(format: &'static str) {
     assert!(!told_of.contains("panicked") && !under_kms.logged().contains("panicked"));
     println!(
         "{format}: {} forms looked for in {} bytes of log; {taken} entries, {} values, {} canaries",
-        needles.forms.len(),
+        needles.len(),
         told_of.len() + under_kms.logged().len(),
         space.values.lock().unwrap().len(),
         canaries.made.len()
@@ -905,9 +822,7 @@ async fn live(format: &'static str) {
     };
     let proxy = Proxy::start(&space.cluster).await;
     let traps = Traps::default();
-    let mut canaries = Canaries {
-        made: BTreeMap::new(),
-    };
+    let mut canaries = Canaries::default();
     let judge = traps.clone();
     let flooded = Arc::new(AtomicBool::new(true));
     let cut = Arc::clone(&flooded);
@@ -1378,7 +1293,7 @@ async fn live(format: &'static str) {
     for (value, entry) in &*space.values.lock().unwrap() {
         needles.add(&format!("the value of {entry}"), value.as_bytes());
     }
-    let values = needles.forms.len();
+    let values = needles.len();
     for (what, canary) in &canaries.made {
         needles.add(&format!("the canary ({what})"), canary.as_bytes());
     }
@@ -1418,7 +1333,7 @@ async fn live(format: &'static str) {
         );
     }
     assert!(!log.contains("panicked"));
-    let forms = needles.forms.len();
+    let forms = needles.len();
     println!(
         "{format}: {forms} forms of {} secrets looked for in {} bytes of log",
         space.values.lock().unwrap().len() + canaries.made.len() + 2,

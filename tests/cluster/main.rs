@@ -35,6 +35,8 @@ mod role_rights;
 mod root_key;
 mod rotation;
 mod sdk;
+mod server_leak;
+mod server_outage;
 mod sources;
 mod unreadable;
 mod vault;

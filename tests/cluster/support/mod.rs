@@ -5,6 +5,7 @@ pub(crate) mod assassin;
 pub(crate) mod control_plane;
 pub(crate) mod keeper;
 pub(crate) mod kms;
+pub(crate) mod needles;
 pub(crate) mod operator;
 pub(crate) mod proxy;
 pub(crate) mod record;

@@ -18,6 +18,7 @@ use axum::{
 };
 use futures::{StreamExt, stream};
 use kube::{Client, Config};
+use tokio_util::sync::CancellationToken;
 
 use super::Cluster;
 
@@ -29,6 +30,8 @@ pub(crate) enum Verdict {
     Answer(StatusCode, String),
     /// Passes it on after a while.
     Delay(Duration),
+    /// Does nothing until this is cancelled, as an apiserver that stands still, and judges then.
+    Hold(CancellationToken),
     /// Passes it on and breaks the connection off, at the latest after a while: the beginning of the
     /// answer may come back.
     Cut(Duration),
@@ -123,8 +126,15 @@ async fn pass(State(passing): State<Passing>, request: Request) -> Response {
         query: parts.uri.query().unwrap_or_default().to_owned(),
         body: body.clone(),
     };
-    let judge = Arc::clone(&*passing.judge.lock().unwrap());
-    let verdict = judge(&seen);
+    let judge = || {
+        let judge = Arc::clone(&*passing.judge.lock().unwrap());
+        judge(&seen)
+    };
+    let mut verdict = judge();
+    while let Verdict::Hold(end) = &verdict {
+        end.cancelled().await;
+        verdict = judge();
+    }
     let request = http::Request::from_parts(parts, kube::client::Body::from(body));
     match verdict {
         Verdict::Pass => forward(&passing.upstream, request).await,
@@ -141,6 +151,7 @@ async fn pass(State(passing): State<Passing>, request: Request) -> Response {
             tokio::time::sleep(wait).await;
             forward(&passing.upstream, request).await
         }
+        Verdict::Hold(_) => unreachable!("nothing is held any more"),
         Verdict::Cut(wait) => {
             let (parts, body) = forward(&passing.upstream, request).await.into_parts();
             let until = tokio::time::sleep(wait);

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc,
@@ -40,6 +40,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     admin: SocketAddr,
     log: PathBuf,
+    args: Vec<String>,
+    kubeconfig: PathBuf,
 }
 
 static SERVERS: AtomicU32 = AtomicU32::new(0);
@@ -60,11 +62,22 @@ impl Server {
         subcommand: &str,
         more: &[&str],
     ) -> Self {
+        Self::run_through(cluster, client, (account, subcommand), None, more).await
+    }
+
+    /// The same, with something between it and the apiserver.
+    pub(crate) async fn run_through(
+        cluster: &Cluster,
+        client: &Client,
+        (account, subcommand): (&str, &str),
+        apiserver: Option<&str>,
+        more: &[&str],
+    ) -> Self {
         let number = SERVERS.fetch_add(1, Ordering::Relaxed);
         let directory = cluster.directory.path();
         let kubeconfig = directory.join(format!("server-{number}.kubeconfig"));
         let token = service_account_token(client, SYSTEM, account).await;
-        write_private(&kubeconfig, &kubeconfig_text(cluster, None, &token));
+        write_private(&kubeconfig, &kubeconfig_text(cluster, apiserver, &token));
         let log = directory.join(format!("server-{number}.log"));
         let (address, admin) = (free_address(), free_address());
         // Replicas of one server are reached by one port.
@@ -75,27 +88,85 @@ impl Server {
         } else {
             &own
         };
-        let child = Command::new(env!("CARGO_BIN_EXE_claviger"))
-            .args([subcommand, "--system-namespace", SYSTEM])
-            .args(["--listen", &address.to_string()])
-            .args(own)
-            .args(["--admin-address", &admin.to_string()])
-            .args(["--log-level", "info,claviger=debug"])
-            .args(more)
-            .env_clear()
-            .env("KUBECONFIG", &kubeconfig)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log).unwrap())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let level = ["--log-level", "info,claviger=debug"];
+        let level = if more.contains(&level[0]) {
+            &[][..]
+        } else {
+            &level
+        };
+        let (listen, operations) = (address.to_string(), admin.to_string());
+        let args = [
+            &[subcommand, "--system-namespace", SYSTEM][..],
+            &["--listen", &listen, "--admin-address", &operations],
+            own,
+            level,
+            more,
+        ];
+        let args: Vec<String> = args.concat().into_iter().map(str::to_owned).collect();
+        let child = spawn(&args, &kubeconfig, &log);
         Self {
             child,
             address,
             admin,
             log,
+            args,
+            kubeconfig,
         }
+    }
+
+    /// Kills it and starts it again at the same address.
+    pub(crate) async fn kill_and_restart(&mut self) {
+        self.child.kill().await.unwrap();
+        self.child = spawn(&self.args, &self.kubeconfig, &self.log);
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// The token with which it asks the apiserver.
+    pub(crate) fn token(&self) -> String {
+        let text = std::fs::read_to_string(&self.kubeconfig).unwrap();
+        let kubeconfig: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let token = &kubeconfig["users"][0]["user"]["token"];
+        token.as_str().unwrap().to_owned()
+    }
+
+    /// What it wrote to standard output: the audit, unless it goes to a file.
+    pub(crate) fn printed(&self) -> String {
+        std::fs::read_to_string(self.log.with_extension("out")).unwrap_or_default()
+    }
+
+    /// The folder that it was started in, which is its folder for temporary files, too.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.log.with_extension("tmp")
+    }
+
+    /// What is answered over TLS to a client that trusts these roots: the head with its headers, and
+    /// the body. Nothing if there is no answer.
+    pub(crate) async fn ask(
+        &self,
+        roots: &str,
+        head: &str,
+        body: &str,
+    ) -> Result<(String, String), String> {
+        let mut stream = self.connect(NAME, roots).await?;
+        let host = if head.to_ascii_lowercase().contains("\r\nhost:") {
+            String::new()
+        } else {
+            format!("\r\nHost: {NAME}")
+        };
+        let length = body.len();
+        let request =
+            format!("{head}{host}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+        let sent = stream.write_all(request.as_bytes()).await;
+        sent.map_err(|error| error.to_string())?;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+        Ok((head.to_owned(), body.to_owned()))
     }
 
     /// Waits until it says that it is ready.
@@ -134,12 +205,8 @@ impl Server {
         name: &str,
         roots: &str,
     ) -> Result<TlsStream<TcpStream>, String> {
-        let mut store = RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(roots.as_bytes()) {
-            store.add(root.unwrap()).unwrap();
-        }
         let config = ClientConfig::builder()
-            .with_root_certificates(store)
+            .with_root_certificates(self::roots(roots))
             .with_no_client_auth();
         let stream = TcpStream::connect(self.address)
             .await
@@ -159,6 +226,41 @@ impl Server {
             .unwrap()
             .success()
     }
+}
+
+fn spawn(args: &[String], kubeconfig: &Path, log: &Path) -> Child {
+    let open = |path: &Path| {
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).append(true).open(path).unwrap()
+    };
+    let folder = log.with_extension("tmp");
+    std::fs::create_dir_all(&folder).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_claviger"))
+        .args(args)
+        .current_dir(&folder)
+        .env_clear()
+        .env("KUBECONFIG", kubeconfig)
+        .env("TMPDIR", &folder)
+        .stdin(Stdio::null())
+        .stdout(open(&log.with_extension("out")))
+        .stderr(open(log))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// What a client trusts that trusts these certificates and no others.
+pub(crate) fn roots(text: &str) -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(text.as_bytes()) {
+        store.add(root.unwrap()).unwrap();
+    }
+    store
+}
+
+/// The status in the head of an answer.
+pub(crate) fn status(head: &str) -> u16 {
+    head.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 /// What a stream answers to a request after which it ends.
