@@ -37,6 +37,8 @@ pub const KNOWN: Duration = Duration::from_mins(1);
 pub const UNKNOWN: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(500);
 const CAPACITY: usize = 20_000;
+/// What is known of tokens and accounts is forgotten in no single place.
+const EVERYWHERE: &str = "";
 
 /// Finds out who a caller is.
 pub struct Authenticator {
@@ -184,7 +186,7 @@ impl Authenticator {
             Standing::Gone => Keep::Asked(UNKNOWN),
             Standing::Unavailable => Keep::Came(SILENCE),
         };
-        match self.accounts.get(key, keep, asking).await {
+        match self.accounts.get(EVERYWHERE, key, keep, asking).await {
             Standing::There => Ok(account),
             Standing::Gone => GoneSnafu.fail(),
             Standing::Unavailable => UnavailableSnafu.fail(),
@@ -244,7 +246,7 @@ impl Authenticator {
             Verdict::Crowded | Verdict::Unavailable => Keep::Came(SILENCE),
         };
         let key = Key::of(&[token.as_bytes()]);
-        match self.tokens.get(key, keep, asking).await {
+        match self.tokens.get(EVERYWHERE, key, keep, asking).await {
             Verdict::Account(account) => Ok(account),
             Verdict::Crowded => CrowdedSnafu.fail(),
             Verdict::Other(refusal) => Err(refusal).context(NobodySnafu),

@@ -67,11 +67,14 @@ impl Authorizer {
             Decision::Denied => Keep::Asked(NO),
             Decision::Unavailable => Keep::Came(SILENCE),
         };
-        self.answers.get(Key::of(&[&asked]), keep, asking).await
+        self.answers
+            .get(&action.namespace, Key::of(&[&asked]), keep, asking)
+            .await
     }
 
-    /// Something about rights has changed: what was decided before holds no more.
-    pub fn invalidate(&self) {
-        self.answers.invalidate();
+    /// Something about rights has changed, in a namespace or everywhere: what was decided before holds
+    /// no more.
+    pub fn invalidate(&self, namespace: Option<&str>) {
+        self.answers.invalidate(namespace);
     }
 }

@@ -4,12 +4,15 @@
 //!   under load is asked for once.
 //! - An answer's age counts from when it was asked for: it may be older than its arrival. That there
 //!   was none counts from when it was known, so that whoever waited for it need not wait again.
-//! - After [`Cache::invalidate`] nothing that was asked before is used, and for a while answers live
-//!   briefly: the apiserver itself decides by a cache that lags behind what we heard.
-//! - There are never more entries than the capacity; the oldest go first.
+//! - After [`Cache::invalidate`] nothing that was asked before is used for whoever comes then, and for
+//!   a while answers live briefly: the apiserver itself decides by a cache that lags behind what we
+//!   heard. What is forgotten in one place is known in the others.
+//! - There are never more entries than the capacity; those that nobody has asked for longest go
+//!   first, so that a flood of what is asked for once leaves what is asked for often.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -54,10 +57,38 @@ pub struct Cache<V> {
 }
 
 struct Entries<V> {
-    slots: HashMap<Key, Arc<Slot<V>>>,
-    order: VecDeque<Key>,
+    /// Those that were asked for since `old` was young.
+    young: HashMap<Key, Arc<Slot<V>>>,
+    old: HashMap<Key, Arc<Slot<V>>>,
+    /// What was forgotten everywhere.
+    all: Turn,
+    /// What was forgotten in one place.
+    places: HashMap<Box<str>, Turn>,
+}
+
+/// How often answers were forgotten, and until when they live briefly.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
     epoch: u64,
     unsettled_until: Option<Instant>,
+}
+
+impl Turn {
+    fn next(&mut self) {
+        self.epoch += 1;
+        self.unsettled_until = Some(Instant::now() + UNSETTLED);
+    }
+}
+
+impl<V> Entries<V> {
+    /// Turns only ever grow, so that their sum tells them apart.
+    fn turn(&self, place: &str) -> Turn {
+        let one = self.places.get(place).copied().unwrap_or_default();
+        Turn {
+            epoch: self.all.epoch + one.epoch,
+            unsettled_until: self.all.unsettled_until.max(one.unsettled_until),
+        }
+    }
 }
 
 type Slot<V> = tokio::sync::Mutex<Option<Kept<V>>>;
@@ -74,33 +105,36 @@ impl<V: Clone> Cache<V> {
         Self {
             capacity,
             entries: Mutex::new(Entries {
-                slots: HashMap::new(),
-                order: VecDeque::new(),
-                epoch: 0,
-                unsettled_until: None,
+                young: HashMap::new(),
+                old: HashMap::new(),
+                all: Turn::default(),
+                places: HashMap::new(),
             }),
         }
     }
 
     /// The answer that is kept, or the one that asking gives, which is kept for as long as `keep`
-    /// says.
+    /// says. The place is that of [`Cache::invalidate`].
     pub async fn get(
         &self,
+        place: &str,
         key: Key,
         keep: impl Fn(&V) -> Keep,
         asking: impl Future<Output = V>,
     ) -> V {
-        let slot = self.slot(key);
+        let (slot, arrived) = self.slot(place, key);
         let mut kept = slot.lock().await;
-        let (now, epoch) = (Instant::now(), self.lock().epoch);
+        // Who waited here while everything was forgotten may take what was asked since they came.
         if let Some(kept) = &*kept
-            && kept.epoch == epoch
-            && now < kept.until
+            && kept.epoch >= arrived.epoch
+            && Instant::now() < kept.until
         {
             return kept.value.clone();
         }
+        let (now, epoch) = (Instant::now(), self.lock().turn(place).epoch);
         let value = asking.await;
-        let unsettled = self.lock().unsettled_until.is_some_and(|until| now < until);
+        let unsettled = self.lock().turn(place).unsettled_until;
+        let unsettled = unsettled.is_some_and(|until| now < until);
         let until = match keep(&value) {
             Keep::Asked(lives) if unsettled => now + lives.min(BRIEFLY),
             Keep::Asked(lives) => now + lives,
@@ -114,27 +148,35 @@ impl<V: Clone> Cache<V> {
         value
     }
 
-    /// Nothing that was asked before now is used any more.
-    pub fn invalidate(&self) {
+    /// Nothing that was asked before now is used any more, in one place or in all.
+    pub fn invalidate(&self, place: Option<&str>) {
         let mut entries = self.lock();
-        entries.epoch += 1;
-        entries.unsettled_until = Some(Instant::now() + UNSETTLED);
+        let Some(place) = place else {
+            entries.all.next();
+            return;
+        };
+        if entries.places.len() >= self.capacity && !entries.places.contains_key(place) {
+            // Too many places to remember: the sums must not fall.
+            let most = entries.places.values().map(|turn| turn.epoch).max();
+            entries.all.epoch += most.unwrap_or_default();
+            entries.all.next();
+            entries.places.clear();
+        }
+        entries.places.entry(place.into()).or_default().next();
     }
 
-    fn slot(&self, key: Key) -> Arc<Slot<V>> {
+    fn slot(&self, place: &str, key: Key) -> (Arc<Slot<V>>, Turn) {
         let mut entries = self.lock();
-        if let Some(slot) = entries.slots.get(&key) {
-            return Arc::clone(slot);
+        let turn = entries.turn(place);
+        if let Some(slot) = entries.young.get(&key) {
+            return (Arc::clone(slot), turn);
         }
-        if entries.slots.len() >= self.capacity
-            && let Some(oldest) = entries.order.pop_front()
-        {
-            entries.slots.remove(&oldest);
+        if entries.young.len() >= self.capacity / 2 {
+            entries.old = mem::take(&mut entries.young);
         }
-        let slot = Arc::default();
-        entries.slots.insert(key, Arc::clone(&slot));
-        entries.order.push_back(key);
-        slot
+        let slot = entries.old.remove(&key).unwrap_or_default();
+        entries.young.insert(key, Arc::clone(&slot));
+        (slot, turn)
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries<V>> {
@@ -168,7 +210,7 @@ mod tests {
 
     async fn get(cache: &Cache<u32>, name: &str, counter: &Counter) -> u32 {
         cache
-            .get(key(name), |_| Keep::Asked(KEEP), counter.ask())
+            .get("", key(name), |_| Keep::Asked(KEEP), counter.ask())
             .await
     }
 
@@ -190,7 +232,7 @@ mod tests {
         let (cache, counter) = (Cache::new(8), Counter::default());
         let (first, ()) = tokio::join!(get(&cache, "a", &counter), async {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            cache.invalidate();
+            cache.invalidate(None);
         });
         assert_eq!(first, 1);
         assert_eq!(get(&cache, "a", &counter).await, 2);
@@ -217,22 +259,65 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(2)).await;
             7
         };
-        futures::future::join_all((0..50).map(|_| cache.get(key("a"), silence, slow()))).await;
+        futures::future::join_all((0..50).map(|_| cache.get("", key("a"), silence, slow()))).await;
         assert_eq!(begun.elapsed(), Duration::from_secs(2));
         tokio::time::sleep(Duration::from_millis(500)).await;
-        cache.get(key("a"), silence, slow()).await;
+        cache.get("", key("a"), silence, slow()).await;
         assert_eq!(begun.elapsed(), Duration::from_millis(4500));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn there_are_never_more_answers_than_the_capacity() {
-        let (cache, counter) = (Cache::new(4), Counter::default());
-        for number in 0..100 {
-            get(&cache, &number.to_string(), &counter).await;
-            let entries = cache.lock();
-            assert!(entries.slots.len() <= 4 && entries.order.len() == entries.slots.len());
+    async fn what_is_forgotten_in_one_place_is_known_in_the_others() {
+        let (cache, counter) = (Cache::new(8), Counter::default());
+        let get = async |place: &str| {
+            let keep = |_: &u32| Keep::Asked(KEEP);
+            cache.get(place, key(place), keep, counter.ask()).await
+        };
+        assert_eq!((get("shop").await, get("front").await), (1, 2));
+        cache.invalidate(Some("shop"));
+        assert_eq!((get("shop").await, get("front").await), (3, 2));
+        // More places than can be remembered: then everything is forgotten, never too little.
+        for other in 0..8 {
+            cache.invalidate(Some(&format!("other-{other}")));
         }
-        assert_eq!(get(&cache, "99", &counter).await, 100);
-        assert_eq!(get(&cache, "0", &counter).await, 101);
+        assert_eq!((get("shop").await, get("front").await), (4, 5));
+        cache.invalidate(None);
+        assert_eq!((get("shop").await, get("front").await), (6, 7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_storm_of_changes_makes_nobody_ask_in_turn() {
+        let (cache, counter) = (Cache::new(8), Counter::default());
+        let begun = Instant::now();
+        let storm = async {
+            for _ in 0..200 {
+                cache.invalidate(None);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let all = futures::future::join_all((0..50).map(|_| get(&cache, "a", &counter)));
+        let ((), answers) = tokio::join!(storm, all);
+        // They all came at the same time, and one answer was asked for since.
+        assert!(answers.iter().all(|answer| *answer == 1), "{answers:?}");
+        assert_eq!(begun.elapsed(), Duration::from_millis(200));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_are_never_more_answers_than_the_capacity_and_those_in_use_stay() {
+        let (cache, counter) = (Cache::new(8), Counter::default());
+        let often = get(&cache, "often", &counter).await;
+        for number in 0..100 {
+            let name = number.to_string();
+            let keep = |_: &u32| Keep::Asked(Duration::from_hours(1));
+            cache.get("", key(&name), keep, counter.ask()).await;
+            let keep = |_: &u32| Keep::Asked(Duration::from_hours(1));
+            let found = cache.get("", key("often"), keep, counter.ask()).await;
+            assert_eq!(found, often);
+            let entries = cache.lock();
+            assert!(entries.young.len() + entries.old.len() <= 8);
+        }
+        let before = get(&cache, "99", &counter).await;
+        assert_eq!(get(&cache, "99", &counter).await, before);
+        assert!(get(&cache, "0", &counter).await > before, "long forgotten");
     }
 }

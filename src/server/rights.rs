@@ -47,20 +47,25 @@ fn changes<K>(
 struct Forgetting(Arc<Doors>);
 
 impl<K> Follower<PartialObjectMeta<K>> for Forgetting {
-    fn seen(&mut self, _: PartialObjectMeta<K>, first: bool) {
+    fn seen(&mut self, object: PartialObjectMeta<K>, first: bool) {
+        // Whoever may label Roles of a namespace makes no other one's decisions be forgotten.
         if !first {
-            self.0.authz.invalidate();
+            self.0
+                .authz
+                .invalidate(object.metadata.namespace.as_deref());
         }
     }
 
-    fn gone(&mut self, _: &PartialObjectMeta<K>) {
-        self.0.authz.invalidate();
+    fn gone(&mut self, object: &PartialObjectMeta<K>) {
+        self.0
+            .authz
+            .invalidate(object.metadata.namespace.as_deref());
     }
 
     fn begin(&mut self) {}
 
     fn complete(&mut self) {
         // What changed while nobody watched is in the list, or no longer in it.
-        self.0.authz.invalidate();
+        self.0.authz.invalidate(None);
     }
 }

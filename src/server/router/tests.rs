@@ -777,7 +777,7 @@ async fn the_apiserver_decides_and_is_asked_once() {
     scene.apiserver.rights.lock().unwrap().push((user, verb));
     // A no is kept, briefly; an event that tells of rights ends it.
     assert_eq!(scene.get(ACCESS, &web()).await.0, StatusCode::FORBIDDEN);
-    scene.doors.authz.invalidate();
+    scene.doors.authz.invalidate(None);
     assert_eq!(scene.get(ACCESS, &web()).await.0, StatusCode::OK);
     assert_eq!(scene.apiserver.asked("subjectaccessreviews"), 2);
     let asked = scene.apiserver.asked.lock().unwrap().clone();
