@@ -922,6 +922,7 @@ pub fn changes(
     standing: &BTreeMap<Key, Arc<Observed>>,
 ) -> Changes {
     let mut changes = Changes::default();
+    let digest = assignment.digest();
     let granted: BTreeSet<&str> = wanted.keys().map(|key| key.namespace.as_str()).collect();
     // Bindings first: nobody has a role that is about to go.
     for (key, observed) in standing.iter().rev() {
@@ -941,7 +942,7 @@ pub fn changes(
     for (key, content) in wanted {
         let over = match standing.get(key) {
             None => Over::Nothing,
-            Some(observed) if is_as_wanted(assignment, key, content, observed) => continue,
+            Some(observed) if is_as_wanted(assignment, &digest, key, content, observed) => continue,
             Some(observed) => match (&**content, &observed.content) {
                 (Content::Binding { role, .. }, Some(Content::Binding { role: other, .. }))
                     if role == other =>
@@ -963,6 +964,7 @@ pub fn changes(
 
 fn is_as_wanted(
     assignment: &Assignment,
+    digest: &str,
     key: &Key,
     content: &Content,
     observed: &Observed,
@@ -975,8 +977,5 @@ fn is_as_wanted(
         .is_some_and(|(namespace, name)| {
             *namespace == assignment.namespace && *name == assignment.owner.name
         });
-    goes_with
-        && named
-        && observed.digest == assignment.digest()
-        && observed.content.as_ref() == Some(content)
+    goes_with && named && observed.digest == digest && observed.content.as_ref() == Some(content)
 }

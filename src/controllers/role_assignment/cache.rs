@@ -33,6 +33,11 @@ pub struct State {
     sources: HashMap<String, Source>,
     /// How often ClusterRoles have changed.
     turns: u64,
+    /// The last time that something may have ended which an assignment granted: its declaration
+    /// changed, or a namespace is not meant any more.
+    endings: HashMap<Name, u64>,
+    /// How many such times there were.
+    ended: u64,
 }
 
 /// A shared [`State`].
@@ -65,7 +70,15 @@ impl State {
     /// Takes an assignment in; the built-in roles' names begin with `prefix`.
     pub fn declare(&mut self, assignment: Assignment, prefix: &str) {
         let name = Name::from(&assignment);
+        let known = self.assignments.get(&name);
+        let ending = known
+            .filter(|known| known.declared == assignment.declared)
+            .and_then(|_| self.last_ending(&name));
         self.forget(&name, prefix);
+        match ending {
+            Some(at) => _ = self.endings.insert(name.clone(), at),
+            None => self.note_ending(name.clone()),
+        }
         self.by_role.add(role_of(&assignment, prefix), &name);
         self.assignments.insert(name, Arc::new(assignment));
     }
@@ -100,9 +113,20 @@ impl State {
     /// An assignment is gone.
     pub fn forget(&mut self, name: &Name, prefix: &str) {
         self.unreadable.remove(name);
+        self.endings.remove(name);
         if let Some(before) = self.assignments.remove(name) {
             self.by_role.remove(&role_of(&before, prefix), name);
         }
+    }
+
+    fn note_ending(&mut self, name: Name) {
+        self.ended += 1;
+        self.endings.insert(name, self.ended);
+    }
+
+    /// Says something else whenever something may have ended that an assignment granted.
+    pub fn last_ending(&self, name: &Name) -> Option<u64> {
+        self.endings.get(name).copied()
     }
 
     /// An assignment by its name.
@@ -222,15 +246,21 @@ impl State {
                     }
             })
         };
-        let news = self
-            .assignments
-            .iter()
-            .filter(|(_, assignment)| {
-                let scope = &assignment.declared.scope;
-                !same && is_meant(scope, before.as_ref()) != is_meant(scope, namespace.as_ref())
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
+        let (mut news, mut endings) = (Vec::new(), Vec::new());
+        for (name, assignment) in &self.assignments {
+            let scope = &assignment.declared.scope;
+            let was_meant = !same && is_meant(scope, before.as_ref());
+            let is_meant = !same && is_meant(scope, namespace.as_ref());
+            if was_meant && !is_meant {
+                endings.push(name.clone());
+            }
+            if was_meant != is_meant {
+                news.push(name.clone());
+            }
+        }
+        for name in endings {
+            self.note_ending(name);
+        }
         self.namespaces
             .extend(namespace.map(|namespace| (name.to_owned(), namespace)));
         news
@@ -271,8 +301,16 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
-    use crate::domain::role::{Content, ObjectKind};
+    use crate::{
+        api::v1alpha1::RoleAssignmentStatus,
+        domain::{
+            ledger::Owner,
+            role::{self, BuiltIn, Content, ObjectKind, Principal, Selector, Test},
+        },
+    };
 
     fn key(name: &str) -> Key {
         Key {
@@ -297,6 +335,67 @@ mod tests {
 
     fn name(of: &str) -> Name {
         Name::new("shop", of)
+    }
+
+    fn fronts(principal: &str, version: &str) -> Assignment {
+        let front = Test::In(BTreeSet::from(["front".to_owned()]));
+        Assignment {
+            declared: role::Assignment {
+                namespace: "shop".to_owned(),
+                owner: Owner {
+                    name: "fronts".to_owned(),
+                    uid: "u".to_owned(),
+                },
+                principal: Principal::User(principal.to_owned()),
+                role: Role::BuiltIn(BuiltIn::SecretVaultReader),
+                scope: Scope::Selected(Selector(vec![("tier".to_owned(), front)])),
+                starts: None,
+                expires: None,
+                deleting: false,
+            },
+            generation: Some(1),
+            version: version.to_owned(),
+            finalizers: Vec::new(),
+            status: RoleAssignmentStatus::default(),
+        }
+    }
+
+    #[test]
+    fn what_ends_is_noted_and_what_begins_is_not() {
+        let mut state = State::default();
+        let name = name("fronts");
+        let namespace = |tier: &str| Namespace {
+            labels: [("tier".to_owned(), tier.to_owned())].into(),
+            going: false,
+        };
+        assert_eq!(state.last_ending(&name), None);
+        state.declare(fronts("anna", "1"), "claviger");
+        let begun = state.last_ending(&name);
+        assert!(begun.is_some());
+        // Namespaces come, others go, and our own writes to the assignment are heard of.
+        let [a, b] = ["a", "b"];
+        assert_eq!(
+            state.observe_namespace(a, Some(namespace("front"))).len(),
+            1
+        );
+        assert!(
+            state
+                .observe_namespace(b, Some(namespace("back")))
+                .is_empty()
+        );
+        state.observe_namespace(b, None);
+        state.declare(fronts("anna", "2"), "claviger");
+        assert_eq!(state.last_ending(&name), begun);
+        // A label goes.
+        assert_eq!(state.observe_namespace(a, Some(namespace("back"))).len(), 1);
+        let unlabelled = state.last_ending(&name);
+        assert!(unlabelled > begun);
+        // It is for somebody else, and then nobody.
+        state.declare(fronts("bob", "3"), "claviger");
+        let turned = state.last_ending(&name);
+        assert!(turned > unlabelled);
+        state.forget(&name, "claviger");
+        assert_eq!(state.last_ending(&name), None);
     }
 
     #[test]

@@ -61,9 +61,10 @@ pub fn everything(context: &Context) -> Vec<Item> {
 /// # Errors
 /// The operation that failed; everything done before it stands.
 pub async fn look(context: &Context, name: &Name) -> Result<Option<Timestamp>, Error> {
-    let (assignment, unreadable) = {
+    let (assignment, unreadable, last_ending) = {
         let state = context.assignments.lock();
-        (state.assignment(name), state.unreadable(name).is_some())
+        let unreadable = state.unreadable(name).is_some();
+        (state.assignment(name), unreadable, state.last_ending(name))
     };
     let Some(assignment) = assignment else {
         // What an unreadable one declared last stands; what nobody declares does not.
@@ -75,12 +76,21 @@ pub async fn look(context: &Context, name: &Name) -> Result<Option<Timestamp>, E
     let now = clock::now();
     let source = source(context, &assignment).await?;
     let (decision, changes) = plan(context, name, &assignment, &source, now);
+    let since = Since {
+        name,
+        last_ending,
+        next: decision.next,
+    };
     let wide = assignment.declared.scope.is_wide();
     if wide && !assignment.is_held() && !decision.objects.is_empty() {
         hold(context, &assignment).await?;
     }
     let restored = restored(&assignment, &changes);
-    let outcome = perform(context, &assignment, changes).await;
+    let outcome = perform(context, &assignment, changes, &since).await;
+    if outcome.is_cut_short {
+        outcome.into_result()?;
+        return Ok(Some(now));
+    }
     if decision.standing == Standing::Going {
         outcome.into_result()?;
         return depart(context, name, &assignment).await.map(|()| None);
@@ -147,6 +157,21 @@ fn plan(
     (decision, changes)
 }
 
+/// What a look began with. Thousands of bindings take longer than anybody's access may go on that has
+/// ended meanwhile, so a look that grants stops for another when something ends.
+struct Since<'a> {
+    name: &'a Name,
+    last_ending: Option<u64>,
+    next: Option<Timestamp>,
+}
+
+impl Since<'_> {
+    fn is_over(&self, context: &Context) -> bool {
+        context.assignments.lock().last_ending(self.name) != self.last_ending
+            || self.next.is_some_and(|next| next <= clock::now())
+    }
+}
+
 /// The rules of the ClusterRole that the assignment names.
 async fn source(context: &Context, assignment: &Assignment) -> Result<Source, Error> {
     let Some(role) = assignment.declared.source() else {
@@ -180,6 +205,8 @@ struct Outcome {
     no_role: bool,
     /// Namespaces where something may yet succeed by itself.
     unsure: BTreeSet<String>,
+    /// Not everything was done, because something has ended meanwhile: another look comes first.
+    is_cut_short: bool,
 }
 
 impl Outcome {
@@ -226,7 +253,12 @@ enum Written {
     Taken,
 }
 
-async fn perform(context: &Context, assignment: &Assignment, changes: Changes) -> Outcome {
+async fn perform(
+    context: &Context,
+    assignment: &Assignment,
+    changes: Changes,
+    since: &Since<'_>,
+) -> Outcome {
     let mut outcome = Outcome::default();
     withdraw(context, changes.withdraw, &mut outcome).await;
     let (roles, bindings): (Vec<Write>, Vec<Write>) = changes
@@ -246,14 +278,18 @@ async fn perform(context: &Context, assignment: &Assignment, changes: Changes) -
             .as_ref()
             .is_some_and(|(_, error)| report::is_escalation(error));
     if !hopeless {
-        let written: Vec<(Key, Result<Written, Error>)> = stream::iter(bindings)
+        let mut writing = stream::iter(bindings.take_while(|_| !since.is_over(context)))
             .map(|write| async move { (write.key.clone(), one(context, assignment, write).await) })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-        for (key, written) in written {
+            .buffer_unordered(AT_ONCE);
+        // Each is known before the watch tells of it, or that would call for another look.
+        while let Some((key, written)) = writing.next().await {
             take(context, key, written, &mut outcome);
         }
+    }
+    // What takes the place of what is to be retired may not be there yet.
+    if since.is_over(context) {
+        outcome.is_cut_short = true;
+        return outcome;
     }
     let retire = changes.retire.into_iter();
     let retire = retire.filter(|(key, _)| !outcome.holds_back(key)).collect();
@@ -280,15 +316,13 @@ async fn withdraw(context: &Context, objects: Vec<(Key, String)>, outcome: &mut 
         .into_iter()
         .partition(|(key, _)| key.kind != ObjectKind::Role);
     for objects in [bindings, roles] {
-        let deleted: Vec<(Key, Result<(), Error>)> = stream::iter(objects)
+        let mut deleting = stream::iter(objects)
             .map(|(key, uid)| async move {
                 let deleted = delete(context, &key, &uid).await;
                 (key, deleted)
             })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-        for (key, deleted) in deleted {
+            .buffer_unordered(AT_ONCE);
+        while let Some((key, deleted)) = deleting.next().await {
             if let Err(error) = deleted {
                 outcome.fail(key, error);
             }
