@@ -161,17 +161,44 @@ impl KeySet {
         is_for: impl Fn(&str) -> bool,
         now: Timestamp,
     ) -> Result<Claims, Disbelief> {
+        let signed = self.signed(token, now)?;
+        self.believe(&signed, issuer, is_for, now)?;
+        Ok(signed.claims)
+    }
+
+    /// Verifies that one of the keys has signed a token. That is the dear part of [`KeySet::verify`]
+    /// and the only one that nothing ever changes, so whoever sees the same text again may go on with
+    /// [`KeySet::believe`].
+    ///
+    /// # Errors
+    /// See [`Disbelief`].
+    pub fn signed(&self, token: &str, now: Timestamp) -> Result<Signed, Disbelief> {
         ensure!(token.len() <= LONGEST_TEXT, MalformedSnafu);
         let header = Heading::of(token).context(MalformedSnafu)?;
         ensure!(header.alg == "ES256" && header.is_plain(), AlgorithmSnafu);
-        let key = valid(&self.keys, &self.spans, now)
-            .into_iter()
-            .find(|key| header.kid.as_deref() == Some(key.id()))
-            .context(UnknownKeySnafu)?;
+        let id = header.kid.context(UnknownKeySnafu)?;
+        let key = self.key(&id, now).context(UnknownKeySnafu)?;
         let claims = jsonwebtoken::decode::<Claims>(token, &key.public, &signature_only())
             .ok()
             .context(SignatureSnafu)?
             .claims;
+        Ok(Signed { key: id, claims })
+    }
+
+    /// Whether a token that a key of ours has signed is believed: the key must be valid still, and the
+    /// token issued by `issuer` for one of the resources, and neither over nor early.
+    ///
+    /// # Errors
+    /// See [`Disbelief`].
+    pub fn believe<'a>(
+        &self,
+        signed: &'a Signed,
+        issuer: &str,
+        is_for: impl Fn(&str) -> bool,
+        now: Timestamp,
+    ) -> Result<&'a Claims, Disbelief> {
+        let Signed { key, claims } = signed;
+        ensure!(self.key(key, now).is_some(), UnknownKeySnafu);
         ensure!(claims.iss == issuer, IssuerSnafu);
         ensure!(claims.exp > now.as_second(), ExpiredSnafu);
         let latest = now.as_second() + CLOCK_SKEW.as_secs();
@@ -179,6 +206,20 @@ impl KeySet {
         ensure!(is_for(&claims.aud), AudienceSnafu);
         Ok(claims)
     }
+
+    /// The key of this name, if it is valid.
+    fn key(&self, id: &str, now: Timestamp) -> Option<&SigningKey> {
+        let mut valid = valid(&self.keys, &self.spans, now).into_iter();
+        valid.find(|key| key.id() == id)
+    }
+}
+
+/// What a token says that a key of ours has signed. Whether it is believed is another matter.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// The key's name, which is a digest of its public half: no other key has it.
+    key: String,
+    claims: Claims,
 }
 
 /// What an access token says.
@@ -568,6 +609,27 @@ mod tests {
             verify(&text, now() - CLOCK_SKEW - SignedDuration::from_secs(1)),
             Err(Disbelief::Early)
         );
+    }
+
+    #[test]
+    fn a_signature_that_was_verified_before_excuses_nothing_else() {
+        let signed = KEYS.signed(&token(), now()).unwrap();
+        let believe = |keys: &KeySet, resource: &str, minutes| {
+            let at = now() + SignedDuration::from_mins(minutes);
+            let believed = keys.believe(&signed, ISSUER, |wanted| wanted == resource, at);
+            believed.map(Claims::account)
+        };
+        assert_eq!(believe(&KEYS, RESOURCE, 0), Ok(Some(account())));
+        assert_eq!(believe(&KEYS, RESOURCE, 59), Ok(Some(account())));
+        assert_eq!(believe(&KEYS, RESOURCE, 60), Err(Disbelief::Expired));
+        assert_eq!(believe(&KEYS, RESOURCE, -2), Err(Disbelief::Early));
+        assert_eq!(believe(&KEYS, "https://other", 0), Err(Disbelief::Audience));
+        assert_eq!(believe(&OTHERS, RESOURCE, 0), Err(Disbelief::UnknownKey));
+        // Its key goes before the token ends.
+        let successor = key(now() + SignedDuration::from_mins(45) - Spans::default().tail);
+        let turned = KeySet::new(vec![KEYS.keys()[0].clone(), successor]);
+        assert_eq!(believe(&turned, RESOURCE, 44), Ok(Some(account())));
+        assert_eq!(believe(&turned, RESOURCE, 45), Err(Disbelief::UnknownKey));
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! something that was recognised: an identity that was proved, a resource that has a name such as
 //! Kubernetes allows. Nothing is copied from headers, queries and bodies.
 //!
-//! Lines are written by a thread of their own. When it falls behind, requests wait for it: an access
-//! without a line would be worse than a slow one.
+//! Lines are written by a thread of their own, those of some milliseconds at once: to wake it for each
+//! would cost more than all the rest of an access. When it falls behind, requests wait for it: an
+//! access without a line would be worse than a slow one.
 
 use std::{
     fs::OpenOptions,
@@ -14,6 +15,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -27,6 +29,10 @@ use crate::{
 };
 
 const BACKLOG: usize = 4096;
+/// How long a line lies at most, while others come that are written with it.
+const GATHERING: Duration = Duration::from_millis(2);
+/// Bytes that are written at once.
+const PIECE: usize = 64 << 10;
 
 /// One access.
 #[derive(Clone, Debug, Serialize)]
@@ -324,37 +330,46 @@ impl Drop for Pending {
 }
 
 fn write(target: impl Write, mut queue: mpsc::Receiver<Entry>, metrics: &Metrics) {
-    let mut target = io::BufWriter::new(target);
+    let mut target = io::BufWriter::with_capacity(PIECE, target);
     let mut is_well = true;
-    while let Some(entry) = queue.blocking_recv() {
-        let record = match entry {
-            Entry::Line(record) => record,
-            Entry::Flush(done) => {
-                let _ = target.flush();
-                let _ = done.send(());
-                continue;
-            }
-        };
-        let written = serde_json::to_writer(&mut target, &record)
-            .map_err(io::Error::from)
-            .and_then(|()| target.write_all(b"\n"))
-            // Nothing stays behind when nothing more comes.
-            .and_then(|()| {
-                if queue.is_empty() {
-                    target.flush()
-                } else {
-                    Ok(())
-                }
-            });
-        if let Err(error) = &written {
-            metrics.audit_failed();
-            if is_well {
-                tracing::error!(%error, "the audit cannot be written");
-            }
+    while let Some(first) = queue.blocking_recv() {
+        if matches!(first, Entry::Line(_)) {
+            thread::sleep(GATHERING);
         }
-        is_well = written.is_ok();
+        let (mut next, mut waiting, mut failed) = (Some(first), Vec::new(), None);
+        while let Some(entry) = next {
+            match entry {
+                Entry::Line(record) => {
+                    if let Err(error) = line(&mut target, &record) {
+                        metrics.audit_failed();
+                        failed = Some(error);
+                    }
+                }
+                Entry::Flush(done) => waiting.push(done),
+            }
+            next = queue.try_recv().ok();
+        }
+        // Nothing stays behind when nothing more comes.
+        if let Err(error) = target.flush() {
+            metrics.audit_failed();
+            failed = Some(error);
+        }
+        if let Some(error) = &failed
+            && is_well
+        {
+            tracing::error!(%error, "the audit cannot be written");
+        }
+        is_well = failed.is_none();
+        for done in waiting {
+            let _ = done.send(());
+        }
     }
     let _ = target.flush();
+}
+
+fn line(target: &mut impl Write, record: &Record) -> io::Result<()> {
+    serde_json::to_writer(&mut *target, record)?;
+    target.write_all(b"\n")
 }
 
 #[cfg(test)]

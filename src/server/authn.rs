@@ -5,8 +5,15 @@
 //! our keys; one that names an issuer of the install, with that one's keys; any other must be a
 //! ServiceAccount's, which only the apiserver can tell. What can be seen to be wrong without asking
 //! is not asked.
+//!
+//! A token of ours comes with every request of its bearer for up to an hour. That its signature is
+//! right is found out once; all else is looked at each time.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
@@ -17,12 +24,12 @@ use tokio::sync::watch;
 use crate::{
     clock,
     domain::{
-        access_token::{self, Heading, LONGEST_TEXT, Says},
+        access_token::{self, Heading, LONGEST_TEXT, Says, Signed},
         identity::{self, Identity, ServiceAccount},
     },
     k8s::review::{Reviewed, read_account_uid, review_token},
     server::{
-        cache::{Cache, Keep, Key},
+        cache::{Bounded, Cache, Keep, Key},
         error::Refusal,
         gate::Gate,
         oidc::{self, Issuer},
@@ -39,6 +46,8 @@ const SILENCE: Duration = Duration::from_millis(500);
 const CAPACITY: usize = 20_000;
 /// What is known of tokens and accounts is forgotten in no single place.
 const EVERYWHERE: &str = "";
+/// Signatures that need not be verified again: each has the claims in memory, about a kilobyte.
+const SIGNATURES: usize = 4096;
 
 /// Finds out who a caller is.
 pub struct Authenticator {
@@ -49,6 +58,8 @@ pub struct Authenticator {
     tokens: Cache<Verdict>,
     accounts: Cache<Standing>,
     gate: Gate,
+    /// Tokens of ours that were believed once.
+    signed: Mutex<Bounded<Arc<Signed>>>,
 }
 
 /// A ServiceAccount that asks for an access token.
@@ -58,6 +69,14 @@ pub struct Asserted {
     pub account: ServiceAccount,
     /// When its own token ends.
     pub expires: Timestamp,
+}
+
+/// A token that says that it is ours.
+enum Own<'a> {
+    /// One of our keys has signed it, as was found out before.
+    Known(Arc<Signed>),
+    /// Who knows.
+    New(&'a str),
 }
 
 /// What the apiserver said of a token.
@@ -101,6 +120,7 @@ impl Authenticator {
             tokens: Cache::new(CAPACITY),
             accounts: Cache::new(CAPACITY),
             gate: Gate::default(),
+            signed: Mutex::new(Bounded::new(SIGNATURES)),
         })
     }
 
@@ -116,15 +136,21 @@ impl Authenticator {
         is_for: impl Fn(&str) -> bool,
     ) -> Result<Identity, Unproved> {
         let token = bearer_of(headers)?;
-        let says = Says::of(token).context(MalformedSnafu)?;
+        let key = Key::of(&[token.as_bytes()]);
         let now = clock::now();
-        let identity = if says.iss == self.settings.issuer {
-            Identity::ServiceAccount(self.own(token, is_for, now).await?)
-        } else if let Some(issuer) = self.issuers.iter().find(|one| one.url() == says.iss) {
-            let verified = issuer.verify(token, now).await;
-            Identity::Oidc(verified.context(OidcSnafu)?)
+        let known = self.signatures().get(&key).cloned();
+        let identity = if let Some(signed) = known {
+            Identity::ServiceAccount(self.own(key, Own::Known(signed), is_for, now).await?)
         } else {
-            Identity::ServiceAccount(self.reviewed(token, &says, peer, now).await?)
+            let says = Says::of(token).context(MalformedSnafu)?;
+            if says.iss == self.settings.issuer {
+                Identity::ServiceAccount(self.own(key, Own::New(token), is_for, now).await?)
+            } else if let Some(issuer) = self.issuers.iter().find(|one| one.url() == says.iss) {
+                let verified = issuer.verify(token, now).await;
+                Identity::Oidc(verified.context(OidcSnafu)?)
+            } else {
+                Identity::ServiceAccount(self.reviewed(key, token, &says, peer, now).await?)
+            }
         };
         let system = &self.settings.system_namespace;
         identity.not_of(system).context(NobodySnafu)
@@ -140,7 +166,8 @@ impl Authenticator {
         // An access token does not make another: its bearer would live for ever.
         ensure!(says.iss != self.settings.issuer, NotAssertionSnafu);
         let now = clock::now();
-        let account = self.reviewed(token, &says, peer, now).await?;
+        let key = Key::of(&[token.as_bytes()]);
+        let account = self.reviewed(key, token, &says, peer, now).await?;
         let identity = Identity::ServiceAccount(account.clone());
         let system = &self.settings.system_namespace;
         identity.not_of(system).context(NobodySnafu)?;
@@ -152,18 +179,33 @@ impl Authenticator {
         Ok(Asserted { account, expires })
     }
 
+    fn signatures(&self) -> std::sync::MutexGuard<'_, Bounded<Arc<Signed>>> {
+        self.signed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The bearer of an access token of ours.
     async fn own(
         &self,
-        token: &str,
+        key: Key,
+        own: Own<'_>,
         is_for: impl Fn(&str) -> bool,
         now: Timestamp,
     ) -> Result<ServiceAccount, Unproved> {
         let sight = self.keys.borrow().clone();
         let keys = sight.keys().context(NoKeysSnafu)?;
+        let (signed, is_new) = match own {
+            Own::Known(signed) => (signed, false),
+            Own::New(token) => {
+                let signed = keys.signed(token, now).context(DisbelievedSnafu)?;
+                (Arc::new(signed), true)
+            }
+        };
         let claims = keys
-            .verify(token, &self.settings.issuer, is_for, now)
+            .believe(&signed, &self.settings.issuer, is_for, now)
             .context(DisbelievedSnafu)?;
+        if is_new {
+            self.signatures().insert(key, Arc::clone(&signed));
+        }
         let account = claims.account().context(MalformedSnafu)?;
         // Names are used again: it must be that very one.
         let key = Key::of(&[
@@ -196,6 +238,7 @@ impl Authenticator {
     /// Whose ServiceAccount token this is.
     async fn reviewed(
         &self,
+        key: Key,
         token: &str,
         says: &Says,
         peer: Option<IpAddr>,
@@ -245,7 +288,6 @@ impl Authenticator {
             Verdict::Other(_) | Verdict::Refused => Keep::Asked(UNKNOWN),
             Verdict::Crowded | Verdict::Unavailable => Keep::Came(SILENCE),
         };
-        let key = Key::of(&[token.as_bytes()]);
         match self.tokens.get(EVERYWHERE, key, keep, asking).await {
             Verdict::Account(account) => Ok(account),
             Verdict::Crowded => CrowdedSnafu.fail(),

@@ -41,6 +41,42 @@ impl Key {
     }
 }
 
+/// At most so many values; those that nobody has looked at for longest go first.
+pub struct Bounded<V> {
+    capacity: usize,
+    /// Those that were looked at since `old` was young.
+    young: HashMap<Key, V>,
+    old: HashMap<Key, V>,
+}
+
+impl<V> Bounded<V> {
+    /// Room for this many.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            young: HashMap::new(),
+            old: HashMap::new(),
+        }
+    }
+
+    /// The value that is found by this.
+    pub fn get(&mut self, key: &Key) -> Option<&V> {
+        if let Some(value) = self.old.remove(key) {
+            self.insert(*key, value);
+        }
+        self.young.get(key)
+    }
+
+    /// Keeps a value, in place of the one that was found by this.
+    pub fn insert(&mut self, key: Key, value: V) {
+        if self.young.len() >= self.capacity / 2 && !self.young.contains_key(&key) {
+            self.old = mem::take(&mut self.young);
+        }
+        self.old.remove(&key);
+        self.young.insert(key, value);
+    }
+}
+
 /// How long an answer is kept.
 #[derive(Clone, Copy, Debug)]
 pub enum Keep {
@@ -57,9 +93,7 @@ pub struct Cache<V> {
 }
 
 struct Entries<V> {
-    /// Those that were asked for since `old` was young.
-    young: HashMap<Key, Arc<Slot<V>>>,
-    old: HashMap<Key, Arc<Slot<V>>>,
+    slots: Bounded<Arc<Slot<V>>>,
     /// What was forgotten everywhere.
     all: Turn,
     /// What was forgotten in one place.
@@ -105,8 +139,7 @@ impl<V: Clone> Cache<V> {
         Self {
             capacity,
             entries: Mutex::new(Entries {
-                young: HashMap::new(),
-                old: HashMap::new(),
+                slots: Bounded::new(capacity),
                 all: Turn::default(),
                 places: HashMap::new(),
             }),
@@ -168,14 +201,11 @@ impl<V: Clone> Cache<V> {
     fn slot(&self, place: &str, key: Key) -> (Arc<Slot<V>>, Turn) {
         let mut entries = self.lock();
         let turn = entries.turn(place);
-        if let Some(slot) = entries.young.get(&key) {
+        if let Some(slot) = entries.slots.get(&key) {
             return (Arc::clone(slot), turn);
         }
-        if entries.young.len() >= self.capacity / 2 {
-            entries.old = mem::take(&mut entries.young);
-        }
-        let slot = entries.old.remove(&key).unwrap_or_default();
-        entries.young.insert(key, Arc::clone(&slot));
+        let slot = Arc::default();
+        entries.slots.insert(key, Arc::clone(&slot));
         (slot, turn)
     }
 
@@ -314,7 +344,7 @@ mod tests {
             let found = cache.get("", key("often"), keep, counter.ask()).await;
             assert_eq!(found, often);
             let entries = cache.lock();
-            assert!(entries.young.len() + entries.old.len() <= 8);
+            assert!(entries.slots.young.len() + entries.slots.old.len() <= 8);
         }
         let before = get(&cache, "99", &counter).await;
         assert_eq!(get(&cache, "99", &counter).await, before);

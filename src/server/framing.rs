@@ -21,6 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The longest line of a chunk's size, and of a trailer.
 const LONGEST_LINE: usize = 256;
+/// Room for a line that is kept for the next one, in bytes.
+const KEPT_LINE: usize = 4096;
 /// The most trailers.
 const TRAILERS: usize = 16;
 
@@ -156,8 +158,11 @@ impl Frames {
                     Ok(())
                 }
                 _ => {
-                    let outcome = self.byte(bytes[0]);
-                    bytes = &bytes[1..];
+                    let (taken, outcome) = match self.plain(bytes) {
+                        0 => (1, self.byte(bytes[0])),
+                        plain => (plain, self.text(&bytes[..plain])),
+                    };
+                    bytes = &bytes[taken..];
                     outcome
                 }
             };
@@ -169,6 +174,21 @@ impl Frames {
         Ok(())
     }
 
+    /// How many bytes follow that neither end a line nor could be taken for an end.
+    fn plain(&self, bytes: &[u8]) -> usize {
+        if self.line.last() == Some(&b'\r') {
+            return 0;
+        }
+        let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        // Piece by piece without a way out, which the compiler makes into few instructions.
+        let pieces = bytes.chunks(32);
+        let whole =
+            pieces.take_while(|piece| !piece.iter().fold(false, |any, byte| any | is_end(byte)));
+        let before = whole.map(<[u8]>::len).sum();
+        let rest = bytes[before..].iter();
+        before + rest.take_while(|byte| !is_end(byte)).count()
+    }
+
     /// Reads one byte of a line.
     fn byte(&mut self, byte: u8) -> Result<(), Ambiguous> {
         let returned = self.line.last() == Some(&b'\r');
@@ -177,16 +197,27 @@ impl Frames {
                 return Err(Ambiguous("a line ends in a bare line feed"));
             }
             self.line.pop();
-            let line = std::mem::take(&mut self.line);
-            return self.line(&line);
+            let mut line = std::mem::take(&mut self.line);
+            let outcome = self.line(&line);
+            // The next line has its room, unless this one was long.
+            if line.capacity() <= KEPT_LINE {
+                line.clear();
+                self.line = line;
+            }
+            return outcome;
         }
         if returned {
             return Err(Ambiguous("a carriage return stands within a line"));
         }
-        self.line.push(byte);
+        self.text(&[byte])
+    }
+
+    /// Reads bytes of a line.
+    fn text(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
+        self.line.extend_from_slice(bytes);
         let longest = match self.at {
             At::RequestLine | At::Header => {
-                self.head += 1;
+                self.head += bytes.len();
                 self.head_bytes.saturating_sub(self.head - self.line.len())
             }
             _ => LONGEST_LINE,

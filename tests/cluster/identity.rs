@@ -500,7 +500,7 @@ async fn kubernetes_own_rules_decide_and_a_right_taken_away_is_soon_gone() {
         .delete("reader", &DeleteParams::default())
         .await
         .unwrap();
-    replica.doors.authz.invalidate();
+    replica.doors.authz.invalidate(None);
     let heard = waits_for(false).await;
     assert!(heard < Duration::from_secs(1), "{heard:?}");
     println!(
