@@ -41,10 +41,12 @@ soak: tools ## The same with ten times as many kills and property cases.
 	CLAVIGER_CRASH_KILLS=2000 cargo test --locked --test cluster -- --test-threads=$(TEST_THREADS) crash outage
 
 .PHONY: bench
-bench: tools ## Measure against a bare client doing the same writes; prints ratios.
+bench: tools ## Measure against a bare client doing the same, and doors against a hello; prints ratios.
 	cargo bench --locked --bench vault_envelope
 	cargo bench --locked --bench function_keys
 	cargo bench --locked --bench vaults
+	cargo bench --locked --bench roles
+	cargo bench --locked --bench doors
 
 .PHONY: lint
 lint: ## Formatting and clippy, as CI runs them.

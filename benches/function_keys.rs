@@ -21,6 +21,7 @@
     reason = "counts and byte sizes, printed with three digits"
 )]
 
+#[allow(dead_code, reason = "other measurements use all of it")]
 mod measure;
 #[allow(dead_code, unused_imports, reason = "the tests use all of it")]
 #[path = "../tests/cluster/support/mod.rs"]

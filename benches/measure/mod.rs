@@ -115,6 +115,15 @@ impl Requests {
 
     /// What the operator asked of the apiserver since, of this namespace and its own.
     pub(crate) fn since(mark: u64, cluster: &Cluster, namespace: &str) -> Self {
+        Self::of(mark, cluster, |of| [namespace, SYSTEM, ""].contains(&of))
+    }
+
+    /// What the operator asked of the apiserver since, wherever.
+    pub(crate) fn everywhere(mark: u64, cluster: &Cluster) -> Self {
+        Self::of(mark, cluster, |_| true)
+    }
+
+    fn of(mark: u64, cluster: &Cluster, is_meant: impl Fn(&str) -> bool) -> Self {
         let mut log = File::open(&cluster.audit).unwrap();
         log.seek(SeekFrom::Start(mark)).unwrap();
         let mut requests = Self::default();
@@ -129,9 +138,7 @@ impl Requests {
                     .and_then(Value::as_str)
                     .unwrap_or_default()
             };
-            if text("/user/username") != OPERATOR
-                || ![namespace, SYSTEM, ""].contains(&text("/objectRef/namespace"))
-            {
+            if text("/user/username") != OPERATOR || !is_meant(text("/objectRef/namespace")) {
                 continue;
             }
             let watch = text("/verb") == "watch";

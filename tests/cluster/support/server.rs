@@ -219,7 +219,7 @@ impl Server {
 
     /// Stops it: SIGTERM; answers whether it ended well.
     pub(crate) async fn stop(mut self) -> bool {
-        signal_process(self.child.id().unwrap(), "TERM");
+        signal_process(self.pid(), "TERM");
         tokio::time::timeout(Duration::from_secs(30), self.child.wait())
             .await
             .unwrap()
