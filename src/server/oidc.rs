@@ -2,20 +2,21 @@
 //! the address that was named, and nothing of ours is sent there.
 //!
 //! An issuer's keys are fetched when the first of its tokens comes and kept for an hour; a token
-//! that names a key nobody has seen makes them be fetched again, at most twice in a minute. When the
-//! issuer does not answer, the keys that are known go on for a day.
+//! that names a key nobody has seen makes them be fetched again, at most twice in a minute, and nobody
+//! waits for that who comes with a known one. When the issuer does not answer, or with no key that could
+//! be used, the keys that are known go on for a day.
 
 use std::{
     fmt,
     path::PathBuf,
     str::FromStr,
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, Uri, body::Bytes, header};
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -29,7 +30,10 @@ use rustls::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use snafu::{OptionExt as _, ResultExt as _, Snafu, ensure};
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    time::Instant,
+};
 
 use crate::domain::{
     access_token::{Audiences, CLOCK_SKEW, Heading, seconds},
@@ -116,9 +120,6 @@ pub enum SettingsError {
     /// The prefix.
     #[snafu(display("{source}"))]
     Prefix { source: Refusal },
-    /// The machine trusts nobody.
-    #[snafu(display("no CA is trusted by this machine: name one with ca=FILE"))]
-    Roots { source: std::io::Error },
     /// An address that is none.
     #[snafu(display("not an address that begins with https:// and has no query: {url:?}"))]
     Url { url: String },
@@ -175,20 +176,25 @@ pub enum Disbelief {
 }
 
 /// An issuer whose users may call.
-pub struct Issuer {
+pub struct Issuer(Arc<Source>);
+
+struct Source {
     settings: IssuerSettings,
     http: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
-    keys: RwLock<Keys>,
-    /// When they were last asked for. Held while they are: whoever knows its key waits for nobody.
-    tried: Mutex<Option<Instant>>,
+    keys: RwLock<Arc<Keys>>,
+    /// When keys were last asked for; held while they are.
+    tried: Arc<Mutex<Option<Instant>>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Keys {
     known: Vec<PublicKey>,
     fetched: Option<Instant>,
+    /// The last try after that brought none.
+    failed: bool,
 }
 
+#[derive(Clone)]
 struct PublicKey {
     id: Option<String>,
     algorithm: Option<String>,
@@ -197,7 +203,7 @@ struct PublicKey {
 
 impl fmt::Debug for Issuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Issuer({})", self.settings.url)
+        write!(f, "Issuer({})", self.url())
     }
 }
 
@@ -207,28 +213,26 @@ impl Issuer {
     /// # Errors
     /// When its CA cannot be read.
     pub fn new(settings: IssuerSettings) -> Result<Self, SettingsError> {
-        let config = match &settings.ca {
-            None => ClientConfig::builder()
-                .with_native_roots()
-                .context(RootsSnafu)?,
-            Some(path) => ClientConfig::builder().with_root_certificates(roots(path)?),
-        };
+        let config = ClientConfig::builder().with_root_certificates(match &settings.ca {
+            None => public_roots(),
+            Some(path) => roots(path)?,
+        });
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config.with_no_client_auth())
             .https_only()
             .enable_http1()
             .build();
-        Ok(Self {
+        Ok(Self(Arc::new(Source {
             settings,
             http: Client::builder(TokioExecutor::new()).build(connector),
             keys: RwLock::default(),
-            tried: Mutex::default(),
-        })
+            tried: Arc::default(),
+        })))
     }
 
     /// The issuer, as its tokens name it.
     pub fn url(&self) -> &str {
-        &self.settings.url
+        &self.0.settings.url
     }
 
     /// Whose token this is.
@@ -245,44 +249,58 @@ impl Issuer {
             .1;
         let key = self.key(&heading).await?;
         let claims = decode(token, &key, algorithm).context(SignatureSnafu)?;
-        believe(&self.settings, &claims, now)
+        believe(&self.0.settings, &claims, now)
     }
 
     async fn key(&self, heading: &Heading) -> Result<DecodingKey, Disbelief> {
-        if let Some(key) = self.known(FRESH).and_then(|keys| keys.find(heading)) {
-            return Ok(key);
+        let keys = self.0.keys();
+        let found = keys.find(heading).filter(|_| keys.are_younger_than(STALE));
+        if let Some(key) = &found
+            && keys.are_younger_than(FRESH)
+        {
+            return Ok(key.clone());
         }
-        let mut tried = self.tried.lock().await;
-        // Somebody else may have fetched them meanwhile.
-        if let Some(key) = self.known(FRESH).and_then(|keys| keys.find(heading)) {
-            return Ok(key);
-        }
+        let tried = match (Arc::clone(&self.0.tried).try_lock_owned(), found) {
+            (Ok(tried), _) => tried,
+            // It did not answer before: one caller waits whether it does now.
+            (Err(_), Some(key)) if keys.failed => return Ok(key),
+            (Err(_), _) => Arc::clone(&self.0.tried).lock_owned().await,
+        };
         if tried.is_none_or(|at| at.elapsed() >= PAUSE) {
-            *tried = Some(Instant::now());
-            match tokio::time::timeout(TIMEOUT, self.fetch()).await {
-                Ok(Ok(known)) => {
-                    let fetched = Some(Instant::now());
-                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) =
-                        Keys { known, fetched };
-                }
-                failed => {
-                    let why = match failed {
-                        Ok(Err(why)) => why,
-                        _ => "no answer in time",
-                    };
-                    tracing::warn!(issuer = self.settings.url, why, "no keys were fetched");
-                }
-            }
+            // By itself: whoever comes with an unknown key and goes away at once uses up no try.
+            let source = Arc::clone(&self.0);
+            let refreshed = tokio::spawn(async move { source.refresh(tried).await });
+            refreshed.await.ok().context(UnavailableSnafu)?;
         }
-        let keys = self.known(STALE).context(UnavailableSnafu)?;
+        let keys = self.0.keys();
+        ensure!(keys.are_younger_than(STALE), UnavailableSnafu);
         keys.find(heading).context(SignatureSnafu)
     }
+}
 
-    /// The keys, if they are not older than this.
-    fn known(&self, age: Duration) -> Option<RwLockReadGuard<'_, Keys>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let is_known = keys.fetched.is_some_and(|at| at.elapsed() < age);
-        is_known.then_some(keys)
+impl Source {
+    fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn refresh(&self, mut tried: OwnedMutexGuard<Option<Instant>>) {
+        *tried = Some(Instant::now());
+        let fetched = tokio::time::timeout(TIMEOUT, self.fetch()).await;
+        let keys = match fetched.unwrap_or(Err("no answer in time")) {
+            Ok(known) => Keys {
+                known,
+                fetched: Some(Instant::now()),
+                failed: false,
+            },
+            Err(why) => {
+                tracing::warn!(issuer = self.settings.url, why, "no keys were fetched");
+                Keys {
+                    failed: true,
+                    ..Keys::clone(&self.keys())
+                }
+            }
+        };
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
     }
 
     async fn fetch(&self) -> Result<Vec<PublicKey>, &'static str> {
@@ -291,7 +309,11 @@ impl Issuer {
             None => self.discover().await?,
         };
         let document: Document = self.get(&address).await?;
-        Ok(document.keys.into_iter().filter_map(public_key).collect())
+        let keys: Vec<_> = document.keys.into_iter().filter_map(public_key).collect();
+        if keys.is_empty() {
+            return Err("the issuer names no key that verifies signatures");
+        }
+        Ok(keys)
     }
 
     /// Where the issuer says that its keys are: on its own host, unless the install says otherwise.
@@ -344,6 +366,10 @@ impl Discovery {
 }
 
 impl Keys {
+    fn are_younger_than(&self, age: Duration) -> bool {
+        self.fetched.is_some_and(|at| at.elapsed() < age)
+    }
+
     fn find(&self, heading: &Heading) -> Option<DecodingKey> {
         let fits = |key: &&PublicKey| {
             let of_algorithm = key
@@ -412,7 +438,11 @@ fn believe(
     ensure!(audiences.contains(&settings.audience), AudienceSnafu);
     let user = claim(&settings.user_claim);
     let user = user.as_str().context(NamelessSnafu)?;
-    let verified = claim("email_verified") != Value::Bool(false);
+    // Some issuers write it as text. One that never says it was chosen by the install as it is.
+    let verified = match claims.get("email_verified") {
+        None | Some(Value::Bool(true)) => true,
+        Some(said) => said == "true",
+    };
     ensure!(settings.user_claim != "email" || verified, NamelessSnafu);
     let groups = match claim(&settings.groups_claim) {
         Value::String(group) => vec![group],
@@ -423,6 +453,13 @@ fn believe(
         _ => Vec::new(),
     };
     OidcUser::new(&settings.prefix, user, &groups).context(RefusedSnafu)
+}
+
+/// Those of the binary: the image has no files.
+fn public_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
+    roots
 }
 
 fn roots(path: &std::path::Path) -> Result<RootCertStore, SettingsError> {
@@ -560,11 +597,34 @@ mod tests {
         }
         let by_mail =
             settings("url=https://login.example.com,audience=claviger,prefix=corp:,user=email");
-        let mut claims = claims();
-        claims["email"] = json!("ada@example.com");
-        claims["email_verified"] = json!(false);
-        let user = believe(&by_mail.unwrap(), claims.as_object().unwrap(), now());
-        assert_eq!(user, Err(Disbelief::Nameless));
+        let by_mail = by_mail.unwrap();
+        for (says, verified) in [
+            (None, true),
+            (Some(json!(true)), true),
+            (Some(json!("true")), true),
+            (Some(json!(false)), false),
+            (Some(json!("false")), false),
+            (Some(json!("")), false),
+            (Some(json!(null)), false),
+            (Some(json!(1)), false),
+        ] {
+            let mut claims = claims();
+            claims["email"] = json!("ada@example.com");
+            if let Some(says) = &says {
+                claims["email_verified"] = says.clone();
+            }
+            let user = believe(&by_mail, claims.as_object().unwrap(), now());
+            match user {
+                Ok(_) => assert!(verified, "{says:?}"),
+                Err(why) => assert_eq!((why, verified), (Disbelief::Nameless, false), "{says:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn all_public_roots_of_the_binary_are_trusted() {
+        let all = webpki_root_certs::TLS_SERVER_ROOT_CERTS.len();
+        assert_eq!(public_roots().len(), all);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{body::Body, http::Request};
@@ -45,8 +46,8 @@ struct Provider {
     address: SocketAddr,
     pages: Pages,
     asked: Arc<AtomicU32>,
-    /// It takes connections and says nothing.
-    silent: Arc<AtomicBool>,
+    /// It takes requests and answers none.
+    hangs: Arc<AtomicBool>,
     ca: tempfile::NamedTempFile,
 }
 
@@ -71,12 +72,13 @@ impl Provider {
             address: listener.local_addr().unwrap(),
             pages: Pages::default(),
             asked: Arc::default(),
-            silent: Arc::default(),
+            hangs: Arc::default(),
             ca,
         };
         let (pages, asked) = (Arc::clone(&provider.pages), Arc::clone(&provider.asked));
-        let silent = Arc::clone(&provider.silent);
+        let hangs = Arc::clone(&provider.hangs);
         tokio::spawn(async move {
+            let mut hanging = Vec::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
                     break;
@@ -85,8 +87,9 @@ impl Provider {
                     continue;
                 };
                 asked.fetch_add(1, Ordering::SeqCst);
-                if silent.load(Ordering::SeqCst) {
-                    std::future::pending::<()>().await;
+                if hangs.load(Ordering::SeqCst) {
+                    hanging.push(stream);
+                    continue;
                 }
                 let mut request = vec![0; 4096];
                 let length = stream.read(&mut request).await.unwrap_or(0);
@@ -213,6 +216,13 @@ async fn users_of_an_issuer_are_known_and_its_keys_are_fetched_once() {
     assert_eq!(provider.asked(), 2);
 }
 
+/// Lets so many seconds pass for those who wait, and for nobody else.
+async fn passes(seconds: u64) {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+    tokio::time::resume();
+}
+
 #[derive(Parser)]
 struct Line {
     #[command(flatten)]
@@ -290,9 +300,7 @@ async fn a_turned_key_is_fetched_but_a_flood_of_unknown_keys_fetches_nothing() {
         assert_eq!(early, Err(Disbelief::Signature));
     }
     assert_eq!(provider.asked(), 2);
-    tokio::time::pause();
-    tokio::time::advance(std::time::Duration::from_secs(31)).await;
-    tokio::time::resume();
+    passes(31).await;
     assert!(
         issuer
             .verify(&new.sign(&claims), clock::now())
@@ -319,9 +327,9 @@ async fn whoever_names_keys_that_nobody_has_seen_keeps_nobody_else_waiting() {
     assert!(issuer.verify(&honest, clock::now()).await.is_ok());
     let asked = provider.asked();
     // The issuer is silent now, and has to be asked about every other key.
-    provider.silent.store(true, Ordering::SeqCst);
+    provider.hangs.store(true, Ordering::SeqCst);
     tokio::time::pause();
-    tokio::time::advance(std::time::Duration::from_secs(31)).await;
+    tokio::time::advance(Duration::from_secs(31)).await;
     tokio::time::resume();
     let (waiting, token) = (Arc::clone(&issuer), stranger.sign(&claims));
     let waiting = tokio::spawn(async move { waiting.verify(&token, clock::now()).await });
@@ -331,7 +339,7 @@ async fn whoever_names_keys_that_nobody_has_seen_keeps_nobody_else_waiting() {
     for _ in 0..20 {
         let begun = std::time::Instant::now();
         assert!(issuer.verify(&honest, clock::now()).await.is_ok());
-        assert!(begun.elapsed() < std::time::Duration::from_secs(1));
+        assert!(begun.elapsed() < Duration::from_secs(1));
     }
     assert!(!waiting.is_finished());
     assert_eq!(waiting.await.unwrap(), Err(Disbelief::Signature));
@@ -359,14 +367,112 @@ async fn an_issuer_that_goes_away_is_remembered_for_a_day() {
     assert!(issuer.verify(&token, clock::now()).await.is_ok());
     provider.pages.lock().unwrap().clear();
     let passes = async |hours: u64| {
-        tokio::time::pause();
-        tokio::time::advance(std::time::Duration::from_secs(hours * 3600)).await;
-        tokio::time::resume();
+        passes(hours * 3600).await;
         issuer.verify(&token, clock::now()).await
     };
     assert!(passes(2).await.is_ok());
     assert!(passes(21).await.is_ok());
     assert_eq!(passes(2).await, Err(Disbelief::Unavailable));
+}
+
+#[tokio::test]
+async fn who_comes_with_a_known_key_does_not_wait_for_what_others_cause() {
+    let provider = Provider::start().await;
+    let (known, stranger) = (Signer::new("known"), Signer::new("stranger"));
+    provider.publish_keys(&[&known]);
+    let issuer = Arc::new(provider.issuer());
+    let token = known.sign(&provider.claims());
+    assert!(issuer.verify(&token, clock::now()).await.is_ok());
+    provider.hangs.store(true, Ordering::SeqCst);
+    // Somebody makes the keys be fetched, and that takes its time.
+    let somebody = || {
+        let (issuer, unknown) = (Arc::clone(&issuer), stranger.sign(&provider.claims()));
+        tokio::spawn(async move { issuer.verify(&unknown, clock::now()).await })
+    };
+    let asked = async |times: u32| {
+        while provider.asked() < times {
+            tokio::task::yield_now().await;
+        }
+    };
+    let at_once = async || {
+        let verified = issuer.verify(&token, clock::now());
+        tokio::time::timeout(Duration::from_secs(2), verified).await
+    };
+    passes(31).await;
+    let first = somebody();
+    asked(3).await;
+    assert!(matches!(at_once().await, Ok(Ok(_))));
+    assert!(!first.is_finished());
+    // The time that it is given is over. It has failed, so old keys go on while it is tried again.
+    passes(5).await;
+    assert_eq!(first.await.unwrap(), Err(Disbelief::Signature));
+    passes(3600).await;
+    let second = somebody();
+    asked(4).await;
+    assert!(matches!(at_once().await, Ok(Ok(_))));
+    assert!(!second.is_finished());
+    second.abort();
+}
+
+#[tokio::test]
+async fn who_goes_away_uses_up_no_try() {
+    let provider = Provider::start().await;
+    let (old, new) = (Signer::new("old"), Signer::new("new"));
+    provider.publish_keys(&[&old]);
+    let issuer = provider.issuer();
+    let token = |signer: &Signer| signer.sign(&provider.claims());
+    assert!(issuer.verify(&token(&old), clock::now()).await.is_ok());
+    provider.publish_keys(&[&old, &new]);
+    passes(31).await;
+    let unknown = token(&Signer::new("stranger"));
+    let begun = issuer.verify(&unknown, clock::now());
+    let gone = tokio::time::timeout(Duration::ZERO, begun).await;
+    assert!(gone.is_err(), "it was waiting");
+    assert!(issuer.verify(&token(&new), clock::now()).await.is_ok());
+    assert_eq!(provider.asked(), 4);
+}
+
+#[tokio::test]
+async fn a_document_without_a_key_that_could_be_used_is_not_believed() {
+    let provider = Provider::start().await;
+    let signer = Signer::new("one");
+    provider.publish_keys(&[&signer]);
+    let issuer = provider.issuer();
+    let token = signer.sign(&provider.claims());
+    assert!(issuer.verify(&token, clock::now()).await.is_ok());
+    let mut for_encryption = signer.document();
+    for_encryption["use"] = json!("enc");
+    for (number, keys) in [json!([]), json!([for_encryption])].into_iter().enumerate() {
+        provider.publish("/keys", json!({"keys": keys}));
+        passes(3601).await;
+        assert!(issuer.verify(&token, clock::now()).await.is_ok(), "{keys}");
+        assert_eq!(provider.asked(), 4 + 2 * u32::try_from(number).unwrap());
+    }
+    // They are not known anew by that.
+    passes(24 * 3600).await;
+    let refused = issuer.verify(&token, clock::now()).await;
+    assert_eq!(refused, Err(Disbelief::Unavailable));
+}
+
+#[test]
+fn an_issuer_of_the_public_web_takes_no_certificates_of_the_machine() {
+    const NOTHING: &str = "/nowhere";
+    if std::env::var("SSL_CERT_FILE").is_ok_and(|file| file == NOTHING) {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let settings = "url=https://login.example.com,audience=claviger,prefix=corp:";
+        Issuer::new(settings.parse().unwrap()).unwrap();
+        return;
+    }
+    // The same once more, on a machine that has none, as the image.
+    let itself = "oidc::an_issuer_of_the_public_web_takes_no_certificates_of_the_machine";
+    let ran = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", itself])
+        .env("SSL_CERT_FILE", NOTHING)
+        .env("SSL_CERT_DIR", NOTHING)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    assert!(ran.status.success() && said.contains("1 passed"), "{said}");
 }
 
 #[tokio::test]
