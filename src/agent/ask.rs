@@ -4,21 +4,19 @@ use std::borrow::Cow;
 
 use snafu::{OptionExt, Snafu, ensure};
 
-/// The longest resource.
+/// The longest resource, and the longest name.
 const LONGEST: usize = 256;
-/// How callers name another identity than the only one, in either form.
-const OTHERS: [&str; 6] = [
-    "client_id",
-    "mi_res_id",
-    "msi_res_id",
-    "object_id",
-    "principal_id",
-    "resource_id",
-];
+/// How callers name the identity that they want, in either form. A token's `oid` is the UID, which
+/// is a client, too.
+const CLIENTS: [&str; 3] = ["client_id", "object_id", "principal_id"];
+/// How they name one by what there is none of here.
+const OTHERS: [&str; 3] = ["mi_res_id", "msi_res_id", "resource_id"];
 
 /// A token for one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
+    /// The identity, as it is to be named to the server: it knows which names are its.
+    pub client_id: String,
     /// The resource: a scope without `/.default`.
     pub resource: String,
 }
@@ -54,15 +52,26 @@ impl Ask {
     pub fn parse(query: &str, own: &str) -> Result<Self, Fault> {
         let fields: Vec<(Cow<'_, str>, Cow<'_, str>)> =
             form_urlencoded::parse(query.as_bytes()).collect();
+        let named = |field: &'static str| {
+            let of = fields.iter().filter(move |(name, _)| name == field);
+            of.map(|(_, value)| &**value)
+                .filter(|value| !value.is_empty() && *value != own)
+        };
+        let fit = |c: char| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c);
         for field in OTHERS {
-            let other = fields
-                .iter()
-                .any(|(name, value)| name == field && !value.is_empty() && value != own);
-            ensure!(!other, OtherSnafu { own, field });
+            ensure!(named(field).next().is_none(), OtherSnafu { own, field });
+        }
+        let mut client_id = None;
+        for field in CLIENTS {
+            for value in named(field) {
+                let well = value.len() <= LONGEST && value.chars().all(fit);
+                let same = client_id.is_none_or(|other| other == value);
+                ensure!(well && same, OtherSnafu { own, field });
+                client_id = Some(value);
+            }
         }
         let mut resources = fields.iter().filter(|(name, _)| name == "resource");
         let (_, resource) = resources.next().context(NoResourceSnafu)?;
-        let fit = |c: char| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c);
         ensure!(
             resources.next().is_none()
                 && (1..=LONGEST).contains(&resource.len())
@@ -70,6 +79,7 @@ impl Ask {
             ResourceSnafu
         );
         Ok(Self {
+            client_id: client_id.unwrap_or(own).to_owned(),
             resource: resource.clone().into_owned(),
         })
     }
@@ -93,6 +103,23 @@ mod tests {
         ] {
             let ask = Ask::parse(query, OWN).unwrap();
             assert_eq!(ask.resource, "https://vault.azure.net");
+            assert_eq!(ask.client_id, OWN);
+        }
+    }
+
+    #[test]
+    fn whatever_the_server_may_know_the_identity_by_is_for_the_server_to_judge() {
+        for (query, client_id) in [
+            ("resource=a&client_id=shop/web", "shop/web"),
+            ("resource=a&client_id=shop%2Fweb&object_id=", "shop/web"),
+            (
+                "resource=a&client_id=shop/web&object_id=shop/web",
+                "shop/web",
+            ),
+            ("resource=a&object_id=0a7c-1", "0a7c-1"),
+            ("resource=a&principal_id=0a7c-1", "0a7c-1"),
+        ] {
+            assert_eq!(Ask::parse(query, OWN).unwrap().client_id, client_id);
         }
     }
 
@@ -104,12 +131,13 @@ mod tests {
             ("resource=", "not an address"),
             ("resource=a&resource=b", "not an address"),
             ("resource=a%0Ab", "not an address"),
-            ("resource=a&client_id=other", "Leave client_id out"),
+            ("resource=a&client_id=a&client_id=b", "Leave client_id out"),
+            ("resource=a&client_id=a%0Ab", "Leave client_id out"),
             (
                 "resource=a&mi_res_id=/subscriptions/1",
                 "Leave mi_res_id out",
             ),
-            ("resource=a&object_id=1", "Leave object_id out"),
+            ("resource=a&client_id=a&object_id=b", "Leave object_id out"),
         ] {
             let fault = Ask::parse(query, OWN).unwrap_err().to_string();
             assert!(fault.contains(word), "{query}: {fault}");

@@ -3,18 +3,19 @@
 //!
 //! It speaks the forms of App Service (2019-08-01) and of IMDS (2018-02-01), and answers with access
 //! tokens that it gets from Claviger's server for the ServiceAccount token in a file. Nothing remote
-//! can speak so: neither form proves who asks, which is why the agent listens on loopback only.
+//! can speak so: IMDS's form does not prove who asks, and App Service's only by a header that is sent
+//! in clear, which is why the agent listens on loopback only. Where a header is asked for, IMDS's form,
+//! which has none, is served only when that is said.
 
 pub mod answer;
 pub mod ask;
+pub mod memory;
 pub mod upstream;
 
 use std::{
-    collections::HashMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, PoisonError},
-    time::Duration,
+    sync::Arc,
 };
 
 use axum::{
@@ -27,28 +28,17 @@ use axum::{
 use clap::Args;
 use snafu::{ResultExt, Snafu, ensure};
 use subtle::ConstantTimeEq as _;
-use tokio::{net::TcpListener, sync::Mutex, time::Instant};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use self::{
-    answer::Answer,
-    ask::Ask,
-    upstream::{Held, Upstream},
-};
+use self::{answer::Answer, ask::Ask, memory::Memory, upstream::Upstream};
 use crate::clock;
 
 /// Where App Service's form is served.
 pub const APP_SERVICE: &str = "/msi/token";
 /// Where IMDS's form is served; some SDKs end it with a slash.
 pub const IMDS: &str = "/metadata/identity/oauth2/token";
-
-/// The fewest seconds that a token from memory is still valid; SDKs ask anew below five minutes.
-const FRESH: i64 = 600;
-/// How long a failure is told again: whoever waited for it with others need not wait in turn.
-const SILENCE: Duration = Duration::from_secs(1);
-/// So many resources are remembered.
-const MOST_RESOURCES: usize = 64;
 
 /// Where to listen, and as whom to ask.
 #[derive(Args, Clone, Debug)]
@@ -66,7 +56,7 @@ pub struct AgentArgs {
     /// The tenant of the install.
     #[arg(long, env = "AZURE_TENANT_ID", default_value = "adfs")]
     pub tenant: String,
-    /// The identity, as system:serviceaccount:NAMESPACE:NAME.
+    /// The ServiceAccount, as system:serviceaccount:NAMESPACE:NAME, NAMESPACE/NAME or its UID.
     #[arg(long, env = "AZURE_CLIENT_ID")]
     pub client_id: String,
     /// File with the ServiceAccount's token.
@@ -75,9 +65,12 @@ pub struct AgentArgs {
     /// File with the certificates that the server is trusted by.
     #[arg(long, env = "SSL_CERT_FILE", value_name = "FILE")]
     pub ca_file: PathBuf,
-    /// What callers of App Service's form must know; without it only IMDS's form is served.
+    /// What callers of App Service's form must know; without it only IMDS's form is served, to everybody on this machine or in this pod.
     #[arg(long, env = "IDENTITY_HEADER", hide_env_values = true)]
     pub identity_header: Option<Secret>,
+    /// Serve IMDS's form, too, when there is a header, which callers of that form need not know.
+    #[arg(long)]
+    pub imds: bool,
 }
 
 /// A value that is not printed.
@@ -136,16 +129,8 @@ struct Agent {
     upstream: Upstream,
     client_id: String,
     secret: Option<Secret>,
-    /// What is known by resource.
-    known: std::sync::Mutex<HashMap<String, Arc<Mutex<Known>>>>,
-}
-
-/// What is known of one resource. Held while its token is fetched: whoever asks for the same waits
-/// for it, and nobody else does.
-#[derive(Default)]
-struct Known {
-    token: Option<Held>,
-    failed: Option<(Instant, Answer)>,
+    imds: bool,
+    memory: Memory,
 }
 
 /// Serves until `stop`.
@@ -159,12 +144,7 @@ pub async fn serve(args: AgentArgs, stop: CancellationToken) -> Result<(), Error
     let listener = TcpListener::bind(address)
         .await
         .context(ListenSnafu { address })?;
-    let agent = Arc::new(Agent {
-        upstream,
-        client_id: args.client_id,
-        secret: args.identity_header,
-        known: std::sync::Mutex::default(),
-    });
+    let agent = Arc::new(Agent::new(upstream, args));
     tracing::info!(%address, "serving managed identity");
     axum::serve(listener, router(agent))
         .with_graceful_shutdown(stop.cancelled_owned())
@@ -212,6 +192,13 @@ async fn imds(
             "Send the header Metadata: true, directly and not through a proxy.",
         ));
     }
+    if !agent.imds {
+        return respond(&Answer::refusal(
+            StatusCode::BAD_REQUEST,
+            "invalid_request",
+            "This agent answers whoever knows its IDENTITY_HEADER only: set that and IDENTITY_ENDPOINT, which ends with /msi/token, or start the agent with --imds.",
+        ));
+    }
     respond(&agent.answer(query.as_deref()).await)
 }
 
@@ -244,6 +231,16 @@ fn is_local(headers: &HeaderMap) -> bool {
 }
 
 impl Agent {
+    fn new(upstream: Upstream, args: AgentArgs) -> Self {
+        Self {
+            upstream,
+            client_id: args.client_id,
+            imds: args.imds || args.identity_header.is_none(),
+            secret: args.identity_header,
+            memory: Memory::default(),
+        }
+    }
+
     async fn answer(&self, query: Option<&str>) -> Answer {
         let ask = match Ask::parse(query.unwrap_or_default(), &self.client_id) {
             Ok(ask) => ask,
@@ -255,70 +252,22 @@ impl Agent {
                 );
             }
         };
-        let known = self.known(&ask.resource);
-        let mut known = known.lock().await;
-        let now = clock::now().as_second();
-        if let Some(token) = known.token.as_ref().filter(|token| token.is_fresh(now)) {
-            return Answer::token(token, &ask.resource, &self.client_id, now);
+        let now = || clock::now().as_second();
+        let key = (ask.client_id.clone(), ask.resource.clone());
+        let asking = self.upstream.token(&ask.client_id, &ask.resource);
+        match self.memory.token(key, now, asking).await {
+            Ok(held) => Answer::token(&held, &ask.resource, &ask.client_id, now()),
+            Err(error) => match &*error {
+                upstream::Error::Refused { error, description } => {
+                    Answer::refusal(StatusCode::BAD_REQUEST, error, description)
+                }
+                other => Answer::refusal(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "temporarily_unavailable",
+                    &other.to_string(),
+                ),
+            },
         }
-        if let Some((_, answer)) = known
-            .failed
-            .as_ref()
-            .filter(|(at, _)| at.elapsed() < SILENCE)
-        {
-            return answer.clone();
-        }
-        match self.upstream.token(&ask.resource).await {
-            Ok(fresh) => {
-                let answer = Answer::token(&fresh, &ask.resource, &self.client_id, now);
-                *known = Known {
-                    token: Some(fresh),
-                    failed: None,
-                };
-                answer
-            }
-            Err(error) => {
-                tracing::warn!(error = error.to_string(), "no access token");
-                let answer = match error {
-                    upstream::Error::Refused { error, description } => {
-                        Answer::refusal(StatusCode::BAD_REQUEST, &error, &description)
-                    }
-                    other => Answer::refusal(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "temporarily_unavailable",
-                        &other.to_string(),
-                    ),
-                };
-                known.failed = Some((Instant::now(), answer.clone()));
-                answer
-            }
-        }
-    }
-
-    /// What is known of a resource; when there are too many, those go that nobody waits for and
-    /// that have no fresh token.
-    fn known(&self, resource: &str) -> Arc<Mutex<Known>> {
-        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all.get(resource) {
-            return Arc::clone(known);
-        }
-        if all.len() >= MOST_RESOURCES {
-            let now = clock::now().as_second();
-            all.retain(|_, known| {
-                let is_fresh = |known: &Known| {
-                    known
-                        .token
-                        .as_ref()
-                        .is_some_and(|token| token.is_fresh(now))
-                };
-                known.try_lock().map_or(true, |known| is_fresh(&known))
-            });
-        }
-        let known = Arc::default();
-        if all.len() < MOST_RESOURCES {
-            all.insert(resource.to_owned(), Arc::clone(&known));
-        }
-        known
     }
 }
 
@@ -335,7 +284,18 @@ fn respond(answer: &Answer) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::{body::Body, http::Request};
+    use clap::Parser;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        agent: AgentArgs,
+    }
 
     #[test]
     fn only_requests_to_loopback_are_local() {
@@ -370,6 +330,55 @@ mod tests {
         assert!(!is_local(&HeaderMap::new()));
     }
 
+    /// What an agent that has neither a token nor a CA answers: whoever it serves is told that.
+    async fn answers(more: &[&str], path: &str, header: (&str, &str)) -> (u16, String) {
+        let line = [
+            "agent",
+            "--authority=https://claviger.svc",
+            "--client-id=shop/web",
+            "--token-file=/nowhere/token",
+            "--ca-file=/nowhere/ca.crt",
+        ];
+        let args = Line::parse_from([&line, more].concat()).agent;
+        let agent = Agent::new(Upstream::new(&args).unwrap(), args);
+        let request = Request::get(format!("{path}?resource=https://vault.azure.net"))
+            .header("host", "127.0.0.1:40342")
+            .header(header.0, header.1)
+            .body(Body::empty())
+            .unwrap();
+        let answer = router(Arc::new(agent)).oneshot(request).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn where_a_header_is_asked_for_nobody_gets_round_it_unless_that_is_said() {
+        let header = "--identity-header=0123456789abcdef";
+        let (metadata, known) = (
+            ("metadata", "true"),
+            ("x-identity-header", "0123456789abcdef"),
+        );
+        let other = ("x-identity-header", "0123456789abcdee");
+        for (more, path, shown, status, says) in [
+            (&[header][..], APP_SERVICE, known, 503, "/nowhere/token"),
+            (&[header], APP_SERVICE, other, 401, "X-IDENTITY-HEADER"),
+            (&[header], IMDS, metadata, 400, "--imds"),
+            (&[header], IMDS, known, 400, "Metadata"),
+            (&[header, "--imds"], IMDS, metadata, 503, "/nowhere/token"),
+            (&[], IMDS, metadata, 503, "/nowhere/token"),
+            (&[], APP_SERVICE, known, 401, "X-IDENTITY-HEADER"),
+        ] {
+            // Some SDKs end IMDS's path with a slash.
+            let end = if path == IMDS { "/" } else { "" };
+            for path in [path.to_owned(), format!("{path}{end}")] {
+                let (answered, body) = answers(more, &path, shown).await;
+                assert_eq!(answered, status, "{more:?} {path} {body}");
+                assert!(body.contains(says), "{more:?} {path} {body}");
+            }
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn a_host_is_a_loopback_address_or_not_local(
@@ -389,82 +398,6 @@ mod tests {
         let authority: http::uri::Authority = host.parse().unwrap();
         assert!(!host.contains('@'));
         authority.host().trim_matches(['[', ']']).to_owned()
-    }
-
-    /// An agent whose server takes connections and says nothing, and the files that it needs.
-    async fn of_a_silent_server() -> (Agent, TcpListener, tempfile::TempDir) {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let [token_file, ca_file] = ["token", "ca.crt"].map(|name| folder.path().join(name));
-        let key = rcgen::KeyPair::generate().unwrap();
-        let ca = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        std::fs::write(&ca_file, ca.self_signed(&key).unwrap().pem()).unwrap();
-        std::fs::write(&token_file, "a.b.c").unwrap();
-        let args = AgentArgs {
-            address: "127.0.0.1:0".parse().unwrap(),
-            authority: format!("https://localhost:{}", silent.local_addr().unwrap().port()),
-            tenant: "adfs".to_owned(),
-            client_id: "system:serviceaccount:shop:web".to_owned(),
-            token_file,
-            ca_file,
-            identity_header: None,
-        };
-        let agent = Agent {
-            upstream: Upstream::new(&args).unwrap(),
-            client_id: args.client_id,
-            secret: None,
-            known: std::sync::Mutex::default(),
-        };
-        (agent, silent, folder)
-    }
-
-    #[tokio::test]
-    async fn whoever_waits_for_a_silent_server_waits_once_and_holds_nobody_else_up() {
-        let (agent, _silent, _folder) = of_a_silent_server().await;
-        let now = clock::now().as_second();
-        let held = Held {
-            token: Zeroizing::new("opaque".to_owned()),
-            since: now,
-            expires: now + 3600,
-        };
-        agent.known("https://kept").lock().await.token = Some(held);
-        tokio::time::pause();
-        let begun = Instant::now();
-        let asking = (0..20).map(|number| {
-            let query = format!("resource=https://resource-{}", number % 2);
-            let agent = &agent;
-            async move { agent.answer(Some(&query)).await.status }
-        });
-        let kept = async {
-            let answer = agent.answer(Some("resource=https://kept")).await;
-            (answer.status, begun.elapsed())
-        };
-        let (statuses, (status, waited)) = tokio::join!(futures::future::join_all(asking), kept);
-        assert!(
-            statuses
-                .iter()
-                .all(|status| *status == StatusCode::SERVICE_UNAVAILABLE)
-        );
-        assert!(
-            begun.elapsed() < Duration::from_secs(12),
-            "{:?}",
-            begun.elapsed()
-        );
-        assert_eq!((status, waited), (StatusCode::OK, Duration::ZERO));
-    }
-
-    #[tokio::test]
-    async fn however_many_resources_are_asked_for_few_are_remembered() {
-        let (agent, ..) = of_a_silent_server().await;
-        let waited_for = agent.known("https://waited-for");
-        let waiting = waited_for.lock().await;
-        for number in 0..1000 {
-            agent.known(&format!("https://{number}"));
-            assert!(agent.known.lock().unwrap().len() <= MOST_RESOURCES);
-        }
-        drop(waiting);
-        assert!(Arc::ptr_eq(&waited_for, &agent.known("https://waited-for")));
     }
 
     #[test]

@@ -25,7 +25,6 @@ const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 /// Where to ask, and as whom.
 pub struct Upstream {
     address: Uri,
-    client_id: String,
     token_file: PathBuf,
     ca_file: PathBuf,
 }
@@ -38,13 +37,6 @@ pub struct Held {
     pub since: i64,
     /// Unix seconds at which it expires.
     pub expires: i64,
-}
-
-impl Held {
-    /// Whether it can be handed out still.
-    pub fn is_fresh(&self, now: i64) -> bool {
-        self.expires.saturating_sub(now) > super::FRESH
-    }
 }
 
 /// There is no token.
@@ -123,27 +115,19 @@ impl Upstream {
         let address = format!("{authority}/{tenant}/oauth2/v2.0/token");
         Ok(Self {
             address: address.parse().ok().context(AuthoritySnafu)?,
-            client_id: args.client_id.clone(),
             token_file: args.token_file.clone(),
             ca_file: args.ca_file.clone(),
         })
     }
 
-    /// Gets a token for a resource.
+    /// Gets a token for a resource. Whether the client is the ServiceAccount whose token is in the
+    /// file, the server says.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn token(&self, resource: &str) -> Result<Held, Error> {
+    pub async fn token(&self, client_id: &str, resource: &str) -> Result<Held, Error> {
         let assertion = read(&self.token_file)?;
-        let form = Zeroizing::new(
-            form_urlencoded::Serializer::new(String::new())
-                .append_pair("grant_type", "client_credentials")
-                .append_pair("client_id", &self.client_id)
-                .append_pair("client_assertion_type", ASSERTION)
-                .append_pair("client_assertion", assertion.trim())
-                .append_pair("scope", &format!("{resource}/.default"))
-                .finish(),
-        );
+        let form = form(client_id, &assertion, resource);
         let authority = self.address.authority().map(ToString::to_string);
         let authority = authority.unwrap_or_default();
         let connector = HttpsConnectorBuilder::new()
@@ -205,6 +189,17 @@ impl Upstream {
     }
 }
 
+fn form(client_id: &str, assertion: &str, resource: &str) -> Zeroizing<String> {
+    let form = form_urlencoded::Serializer::new(String::new())
+        .append_pair("grant_type", "client_credentials")
+        .append_pair("client_id", client_id)
+        .append_pair("client_assertion_type", ASSERTION)
+        .append_pair("client_assertion", assertion.trim())
+        .append_pair("scope", &format!("{resource}/.default"))
+        .finish();
+    Zeroizing::new(form)
+}
+
 fn read(path: &PathBuf) -> Result<Zeroizing<String>, Error> {
     fs::read_to_string(path)
         .map(Zeroizing::new)
@@ -224,6 +219,7 @@ mod tests {
             token_file: "/nowhere/token".into(),
             ca_file: "/nowhere/ca.crt".into(),
             identity_header: None,
+            imds: false,
         }
     }
 
@@ -257,7 +253,7 @@ mod tests {
     async fn files_that_are_not_there_are_named() {
         let upstream = Upstream::new(&args("https://claviger.svc")).unwrap();
         let error = upstream
-            .token("https://vault.azure.net")
+            .token("shop/web", "https://vault.azure.net")
             .await
             .err()
             .unwrap();

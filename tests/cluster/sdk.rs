@@ -139,7 +139,7 @@ impl Machine {
     }
 
     /// Starts the identity agent; answers where it listens.
-    async fn agent(&self, secret: &str) -> (Child, SocketAddr) {
+    async fn agent(&self, secret: &str, more: &[&str]) -> (Child, SocketAddr) {
         let address = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -147,6 +147,7 @@ impl Machine {
         let agent = self
             .command(env!("CARGO_BIN_EXE_claviger"))
             .args(["identity-agent", "--address", &address.to_string()])
+            .args(more)
             .env("IDENTITY_HEADER", secret)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
@@ -224,7 +225,8 @@ async fn credentials_of_every_kind_get_tokens_without_an_option() {
 
     // Callers that know managed identity only, by way of the agent.
     let secret = "chosen-at-random-0123456789";
-    let (_agent, address) = machine.agent(secret).await;
+    let (_agent, address) = machine.agent(secret, &[]).await;
+    let (_open_agent, open_address) = machine.agent(secret, &["--imds"]).await;
     let app_service = |machine: Machine, secret: &str| {
         machine
             .without("AZURE_FEDERATED_TOKEN_FILE")
@@ -234,15 +236,18 @@ async fn credentials_of_every_kind_get_tokens_without_an_option() {
     };
     let own =
         app_service(Machine::of(&space, &server, "web").await, secret).without("AZURE_CLIENT_ID");
-    let imds = Machine::of(&space, &server, "web")
-        .await
-        .without("AZURE_FEDERATED_TOKEN_FILE")
-        .without("AZURE_TENANT_ID")
-        .without("AZURE_CLIENT_ID")
-        .with(
-            "AZURE_POD_IDENTITY_AUTHORITY_HOST",
-            &format!("http://{address}"),
-        );
+    let imds = async |address: SocketAddr| {
+        Machine::of(&space, &server, "web")
+            .await
+            .without("AZURE_FEDERATED_TOKEN_FILE")
+            .without("AZURE_TENANT_ID")
+            .without("AZURE_CLIENT_ID")
+            .with(
+                "AZURE_POD_IDENTITY_AUTHORITY_HOST",
+                &format!("http://{address}"),
+            )
+    };
+    let (imds, shut) = (imds(open_address).await, imds(address).await);
     for language in ["python", "node"] {
         for (form, machine) in [("App Service", &own), ("IMDS", &imds)] {
             let claims = machine
@@ -250,6 +255,19 @@ async fn credentials_of_every_kind_get_tokens_without_an_option() {
                 .await;
             let claims = claims.unwrap_or_else(|why| panic!("{language} {form}: {why}"));
             assert_eq!(claims["sub"], subject, "{language} {form}");
+        }
+        let refusal = shut.ask(language, "ManagedIdentityCredential", VAULT).await;
+        let refusal = refusal.expect_err("IMDS's form has no header");
+        assert!(refusal.contains("--imds"), "{language}: {refusal}");
+    }
+    // The identity may be named as the server knows it, and no other.
+    for (name, known) in [("web", true), ("other", false)] {
+        let named = Machine::of(&space, &server, "web").await;
+        let named =
+            app_service(named, secret).with("AZURE_CLIENT_ID", &format!("{}/{name}", space.name));
+        for language in ["python", "node"] {
+            let said = named.ask(language, "DefaultAzureCredential", VAULT).await;
+            assert_eq!(said.is_ok(), known, "{language} {name}: {said:?}");
         }
     }
     let stranger = app_service(
