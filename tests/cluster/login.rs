@@ -421,18 +421,36 @@ async fn folders(space: &Space) {
         assert!(!said.good);
         assert!(said.err.contains("somebody else's"), "{}", said.err);
     }
-    // Where nothing is said: the session's, or the person's own.
-    let name = format!("claviger/{}.web", space.name);
+    // Where nothing is said: the session's, or the person's own. Two installs have a folder each.
+    let name = format!("{}.web.", space.name);
     for (variable, place) in [
-        ("XDG_RUNTIME_DIR", name.clone()),
-        ("XDG_CACHE_HOME", name.clone()),
-        ("HOME", format!(".cache/{name}")),
+        ("XDG_RUNTIME_DIR", "claviger"),
+        ("XDG_CACHE_HOME", "claviger"),
+        ("HOME", ".cache/claviger"),
     ] {
         let home = desk.path(variable);
-        let mut command = desk.login("web", &[]);
-        let said = run(command.env(variable, &home)).await;
-        assert!(said.good, "{}", said.err);
-        assert_eq!(mode(&home.join(place).join("token")), 0o600);
+        for (authority, folders) in [
+            (AUTHORITY, 1),
+            (AUTHORITY, 1),
+            ("https://other.example.com", 2),
+        ] {
+            let mut command = desk.command("kubectl-claviger");
+            command.args(["login", "--serviceaccount", "web"]).args([
+                "--namespace",
+                &space.name,
+                "--authority",
+                authority,
+            ]);
+            let said = run(command.env(variable, &home)).await;
+            assert!(said.good, "{}", said.err);
+            let found: Vec<_> = fs::read_dir(home.join(place)).unwrap().collect();
+            assert_eq!(found.len(), folders, "{found:?}");
+            for folder in found {
+                let folder = folder.unwrap();
+                assert!(folder.file_name().to_str().unwrap().starts_with(&name));
+                assert_eq!(mode(&folder.path().join("token")), 0o600);
+            }
+        }
     }
     let nowhere = desk.logs_in("web", &[]).await;
     assert!(!nowhere.good);

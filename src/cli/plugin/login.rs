@@ -7,6 +7,7 @@
 
 use std::{
     ffi::OsString,
+    fmt::Write as _,
     fs,
     io::{self, Write},
     os::unix::{
@@ -25,6 +26,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::PostParams};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use sha2::{Digest as _, Sha256};
 use snafu::{OptionExt, ResultExt, ensure};
 
 use super::{
@@ -62,7 +64,7 @@ pub struct LoginArgs {
     /// A copy of Claviger's CA, for whoever may not read ConfigMap/claviger-ca in the namespace.
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
-    /// Stay, and renew the token before it expires, until stopped; prints nothing to eval.
+    /// Stay, and renew the token before it expires, and the CA with it, until stopped; prints nothing to eval.
     #[arg(long)]
     pub keep: bool,
 }
@@ -110,18 +112,20 @@ pub async fn login(
         .unwrap_or_else(|| client.default_namespace().to_owned());
     let folder = match &args.folder {
         Some(folder) => whole(folder)?,
-        None => own_folder()
-            .context(NoHomeSnafu)?
-            .join(format!("{namespace}.{}", args.serviceaccount)),
+        None => own_folder().context(NoHomeSnafu)?.join(folder_name(
+            args,
+            &namespace,
+            &apiserver().await,
+        )),
     };
     make_private(&folder)?;
     // The token first: where there is no such ServiceAccount or namespace, that is what to say.
     let (text, mut expires) = token(&client, args, &namespace).await?;
-    let certificates = match &args.ca_file {
-        Some(path) => copied(path)?,
-        None => certificates(&client, &namespace).await?,
-    };
-    replace(&folder.join(CA_KEY), certificates.as_bytes())?;
+    let ca = folder.join(CA_KEY);
+    replace(
+        &ca,
+        certificates(&client, args, &namespace).await?.as_bytes(),
+    )?;
     let file = folder.join("token");
     replace(&file, text.as_bytes())?;
     if !args.keep {
@@ -136,9 +140,31 @@ pub async fn login(
             }
             Err(error) if is_final(&error) => return Err(error),
             // The network may be away for a while; `due` comes soon and sooner.
+            Err(_) => continue,
+        }
+        match certificates(&client, args, &namespace).await {
+            Ok(text) => replace(&ca, text.as_bytes())?,
+            Err(error) if is_final(&error) => return Err(error),
+            // It is published long before it signs: the next time is early enough.
             Err(_) => {}
         }
     }
+}
+
+/// Which cluster is asked: the address of its apiserver.
+async fn apiserver() -> String {
+    let config = kube::Config::infer().await;
+    config.map_or_else(|_| String::new(), |config| config.cluster_url.to_string())
+}
+
+/// The name of the folder for this identity: of another cluster's, or another install's, it is another.
+fn folder_name(args: &LoginArgs, namespace: &str, apiserver: &str) -> String {
+    let mut name = format!("{namespace}.{}.", args.serviceaccount);
+    let place = format!("{}\n{apiserver}", args.authority);
+    for byte in &Sha256::digest(place)[..6] {
+        _ = write!(name, "{byte:02x}");
+    }
+    name
 }
 
 /// When to renew what expires then: as the kubelet does, when a fifth of its life is left; not at once.
@@ -202,7 +228,15 @@ async fn token(
     Ok((status.token, status.expiration_timestamp.0))
 }
 
-async fn certificates(client: &Client, namespace: &str) -> Result<String, Error> {
+/// The CA, from where the person has it.
+async fn certificates(client: &Client, args: &LoginArgs, namespace: &str) -> Result<String, Error> {
+    match &args.ca_file {
+        Some(path) => copied(path),
+        None => published(client, namespace).await,
+    }
+}
+
+async fn published(client: &Client, namespace: &str) -> Result<String, Error> {
     let maps: Api<ConfigMap> = api(client.clone(), Some(namespace));
     let map = maps.get(CA).await.context(RequestSnafu {
         what: format!(
@@ -385,8 +419,8 @@ mod tests {
         assert!(refusal.contains("chmod 700"), "{refusal}");
     }
 
-    /// A cluster that gives out tokens that live for an hour, unless it is away; answers how often it was
-    /// asked for one.
+    /// A cluster that gives out tokens that live for an hour, unless it is away, and another CA after each;
+    /// answers how often it was asked for one.
     fn cluster(
         now: impl Fn() -> Timestamp + Clone + Send + Sync + 'static,
     ) -> (Client, std::sync::Arc<std::sync::atomic::AtomicU32>) {
@@ -399,6 +433,7 @@ mod tests {
             async move {
                 let pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
                 if request.uri().path().ends_with("/configmaps/claviger-ca") {
+                    let pem = format!("{}\n{pem}", counts.load(Ordering::SeqCst));
                     let map = serde_json::json!({"metadata": {}, "data": {"ca.crt": pem}});
                     return Ok(Response::new(kube::client::Body::from(
                         map.to_string().into_bytes(),
@@ -446,14 +481,17 @@ mod tests {
             ..arguments()
         };
         let file = folder.path().join("mine/token");
+        let ca = || fs::read_to_string(folder.path().join("mine/ca.crt")).unwrap();
         let mut out = Vec::new();
         let mut staying = Box::pin(login(client, &args, now, &mut out));
         let first = tokio::time::timeout(Duration::from_mins(47), &mut staying).await;
         assert!(first.is_err() && fs::read_to_string(&file).unwrap() == "token-1");
+        assert!(ca().starts_with("1\n"));
         // The network was away three times, and the token was renewed before it was over.
         let second = tokio::time::timeout(Duration::from_mins(13), &mut staying).await;
         assert!(second.is_err(), "{second:?}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "token-5");
+        assert!(ca().starts_with("5\n"), "the CA is renewed, too");
         assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 5);
         let refused = staying.as_mut().await.unwrap_err().to_string();
         drop(staying);
@@ -493,6 +531,21 @@ mod tests {
             ca_file: None,
             keep: false,
         }
+    }
+
+    #[test]
+    fn logins_to_two_clusters_or_installs_have_a_folder_each() {
+        let (one, api) = (arguments(), "https://one.example/");
+        let other = LoginArgs {
+            authority: "https://claviger.example.net/".to_owned(),
+            ..arguments()
+        };
+        let name = folder_name(&one, "shop", api);
+        let hash = name.strip_prefix("shop.web.").unwrap();
+        assert!(hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(folder_name(&one, "shop", api), name);
+        assert_ne!(folder_name(&one, "shop", "https://two.example/"), name);
+        assert_ne!(folder_name(&other, "shop", api), name);
     }
 
     #[test]
