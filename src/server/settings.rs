@@ -77,8 +77,10 @@ pub enum Error {
         "--token-resource must be a URL that begins with https://, without a space: {resource:?}"
     ))]
     Resource { resource: String },
-    /// A tenant that no client takes.
-    #[snafu(display("--tenant may have letters, digits, - and . only: {tenant:?}"))]
+    /// A tenant that not every client takes.
+    #[snafu(display(
+        "--tenant may have lower-case letters, digits, - and . only, since clients in Node write it in lower case: {tenant:?}"
+    ))]
     Tenant { tenant: String },
 }
 
@@ -120,7 +122,8 @@ impl Settings {
             ensure!(is_object_name(name), NameSnafu { flag, name });
         }
         let tenant = &args.tenant;
-        let of_tenants = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+        let of_tenants =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
         ensure!(
             tenant.bytes().all(of_tenants) && tenant.bytes().any(|byte| byte != b'.'),
             TenantSnafu { tenant }
@@ -284,12 +287,18 @@ mod tests {
         for args in [
             &["--tenant=a/b"][..],
             &["--tenant="],
+            &["--tenant=Contoso"],
             &["--tenant=.."],
             &["--token-resource=http://x"],
             &["--token-resource=https://"],
         ] {
             assert!(settings(args).is_err(), "{args:?}");
         }
+        let upper = settings(&["--tenant=Contoso"]).unwrap_err().to_string();
+        assert!(
+            upper.contains("lower-case letters") && upper.contains("Node"),
+            "{upper}"
+        );
         for name in ["https://x", "X", "*.example.com", ""] {
             let server_name = Place {
                 server_name: name,

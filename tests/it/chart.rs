@@ -732,6 +732,7 @@ fn wrong_values_are_refused_with_what_is_wrong() {
         ("'/domain'", &["--set", "domain=https://keys.example.com"]),
         ("'/clusterDomain'", &["--set", "clusterDomain="]),
         ("'/server/name'", &["--set", "server.name=Keys.example.com"]),
+        ("'/server/tenant'", &["--set", "server.tenant=Contoso"]),
         ("'/server/port'", &["--set", "server.port=0"]),
         (
             "'/server/tokenResources/0'",
