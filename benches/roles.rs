@@ -322,7 +322,7 @@ impl Measuring {
         let made = made.into_inner().unwrap();
         let deleting = spent(self.bench.control_plane, count, async || {
             stream::iter(&made)
-                .map(async |(key, uid)| roles.delete(key, uid).await.unwrap())
+                .map(async |(key, uid)| _ = roles.delete(key, uid).await.unwrap())
                 .buffer_unordered(AT_ONCE)
                 .collect::<()>()
                 .await;

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fmt::Debug};
 
-use kube::{Resource, ResourceExt as _, core::DeserializeGuard};
+use kube::{Resource, ResourceExt as _, api::ObjectMeta, core::DeserializeGuard};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -26,6 +26,11 @@ pub trait Kind: Send + 'static {
     fn declare(&self, read: Self::Read);
     /// It stands, and cannot be read: what it declared last stands too.
     fn declare_unreadable(&self, name: Name, unreadable: Unreadable);
+    /// It stands, and cannot be read but for its metadata, which tell whether it is being deleted,
+    /// and what holds it. A kind whose resources hold nothing open need not mind.
+    fn declare_metadata(&self, name: Name, unreadable: Unreadable, _metadata: &ObjectMeta) {
+        self.declare_unreadable(name, unreadable);
+    }
     /// It is gone.
     fn forget(&self, name: &Name);
     /// Those that are declared, readable or not.
@@ -53,8 +58,15 @@ impl<K> Declarations<K> {
 impl<K: Kind> Follower<DeserializeGuard<K::Resource>> for Declarations<K> {
     fn seen(&mut self, object: DeserializeGuard<K::Resource>, first: bool) {
         let name = name_of(&object);
-        let uid = object.uid().unwrap_or_default();
-        let generation = object.meta().generation;
+        let known = object.meta();
+        let metadata = ObjectMeta {
+            uid: known.uid.clone(),
+            generation: known.generation,
+            resource_version: known.resource_version.clone(),
+            deletion_timestamp: known.deletion_timestamp.clone(),
+            finalizers: known.finalizers.clone(),
+            ..ObjectMeta::default()
+        };
         if first {
             self.listed.insert(name.clone());
         }
@@ -70,11 +82,11 @@ impl<K: Kind> Follower<DeserializeGuard<K::Resource>> for Declarations<K> {
                     "a resource cannot be read; what it declared last stands"
                 );
                 let unreadable = Unreadable {
-                    uid,
-                    generation,
+                    uid: metadata.uid.clone().unwrap_or_default(),
+                    generation: metadata.generation,
                     fault,
                 };
-                self.kind.declare_unreadable(name, unreadable);
+                self.kind.declare_metadata(name, unreadable, &metadata);
             }
         }
     }

@@ -12,9 +12,9 @@ use std::{
     sync::Arc,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
-use strum::{Display, EnumIter, IntoStaticStr};
+use strum::{Display, EnumIter, IntoEnumIterator, IntoStaticStr};
 
 use crate::domain::ledger::Owner;
 
@@ -24,6 +24,24 @@ const GROUP: &str = "claviger.dev";
 const LEGIBLE: usize = 30;
 /// Names of the chart's objects have at most this many characters.
 const LONGEST_CHART_NAME: usize = 63;
+/// How many hexadecimal digits a digest has.
+const DIGITS: usize = 32;
+/// How many of several things are named; there may be hundreds.
+const TOLD: usize = 3;
+/// How long what others change of an object is left after it was put right once.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_millis(20);
+/// How long it is left at most, and after how long without such a change the pauses begin anew.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(1);
+
+/// A list in words that stays short however long it is.
+pub fn in_short<T: AsRef<str>>(list: &[T]) -> String {
+    let told: Vec<&str> = list.iter().take(TOLD).map(AsRef::as_ref).collect();
+    let told = told.join(",");
+    match list.len().saturating_sub(TOLD) {
+        0 => told,
+        more => format!("{told} and {more} more"),
+    }
+}
 
 /// A kind of resource that a role can be narrowed to one of.
 #[derive(Clone, Copy, Debug, Display, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -332,6 +350,17 @@ pub enum Principal {
     User(String),
 }
 
+impl Principal {
+    /// Its kind, its namespace (empty where it has none) and its name.
+    fn parts(&self) -> [&str; 3] {
+        match self {
+            Self::Group(name) => ["Group", "", name],
+            Self::ServiceAccount { namespace, name } => ["ServiceAccount", namespace, name],
+            Self::User(name) => ["User", "", name],
+        }
+    }
+}
+
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -396,21 +425,24 @@ impl Selector {
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (label, test)) in self.0.iter().enumerate() {
-            if index > 0 {
-                f.write_char(',')?;
-            }
-            let listed =
-                |values: &BTreeSet<String>| values.iter().cloned().collect::<Vec<_>>().join(",");
-            match test {
-                Test::Absent => write!(f, "!{label}")?,
-                Test::In(values) if values.len() == 1 => write!(f, "{label}={}", listed(values))?,
-                Test::In(values) => write!(f, "{label} in ({})", listed(values))?,
-                Test::NotIn(values) => write!(f, "{label} notin ({})", listed(values))?,
-                Test::Present => f.write_str(label)?,
-            }
+        let listed = |values: &BTreeSet<String>| in_short(&values.iter().collect::<Vec<_>>());
+        let tests: Vec<String> = self
+            .0
+            .iter()
+            .take(TOLD)
+            .map(|(label, test)| match test {
+                Test::Absent => format!("!{label}"),
+                Test::In(values) if values.len() == 1 => format!("{label}={}", listed(values)),
+                Test::In(values) => format!("{label} in ({})", listed(values)),
+                Test::NotIn(values) => format!("{label} notin ({})", listed(values)),
+                Test::Present => label.clone(),
+            })
+            .collect();
+        f.write_str(&tests.join(","))?;
+        match self.0.len().saturating_sub(TOLD) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
-        Ok(())
     }
 }
 
@@ -448,7 +480,7 @@ impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cluster => f.write_str("cluster"),
-            Self::Named(names) if names.len() > 3 => write!(f, "{} namespaces", names.len()),
+            Self::Named(names) if names.len() > TOLD => write!(f, "{} namespaces", names.len()),
             Self::Named(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 write!(f, "namespaces {}", names.join(","))
@@ -515,17 +547,44 @@ impl Assignment {
         }
     }
 
-    /// The name of an object of this assignment. It holds a digest of the assignment and of what the
-    /// object is, so that two never share a name and another roleRef, which cannot be changed in
-    /// place, has another name.
+    /// The name of an object of this assignment. It holds a digest of the assignment, of what the
+    /// object is and of who gets the role: two never share a name; another roleRef, which cannot be
+    /// changed in place, has another name; and who had the role before is bound to nothing that is
+    /// written for somebody else.
     fn object_name(&self, what: &str, role: Option<&RoleRef>) -> String {
         let name = &self.owner.name;
-        let legible = name[..name.floor_char_boundary(LEGIBLE)].trim_end_matches(['-', '.']);
+        let legible = self.legible();
         let (kind, role) = role.map_or(("", ""), |role| (role.kind(), role.name()));
-        format!(
-            "{legible}-{}",
-            hash(&["object", &self.namespace, name, what, kind, role])
-        )
+        let [of, namespace, who] = self.principal.parts();
+        let parts = [
+            "object",
+            &self.namespace,
+            name,
+            what,
+            kind,
+            role,
+            of,
+            namespace,
+            who,
+        ];
+        format!("{legible}-{}", hash(&parts))
+    }
+
+    /// What the names of its objects begin with.
+    fn legible(&self) -> &str {
+        let name = &self.owner.name;
+        name[..name.floor_char_boundary(LEGIBLE)].trim_end_matches(['-', '.'])
+    }
+
+    /// Whether this assignment, whatever it said at some time, may have made an object of this name.
+    fn may_have_made(&self, name: &str) -> bool {
+        let digits = name
+            .strip_prefix(self.legible())
+            .and_then(|rest| rest.strip_prefix('-'));
+        digits.is_some_and(|digits| {
+            let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+            digits.len() == DIGITS && digits.bytes().all(is_digit)
+        })
     }
 }
 
@@ -604,7 +663,7 @@ pub enum Content {
 pub type Objects = BTreeMap<Key, Arc<Content>>;
 
 /// An object of ours as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Its UID.
     pub uid: String,
@@ -616,6 +675,29 @@ pub struct Observed {
     pub assignment: Option<(String, String)>,
     /// UIDs of the assignments that it goes with.
     pub owners: Vec<String>,
+    /// Whether it is being deleted. Kubernetes heeds it until it is gone.
+    pub going: bool,
+    /// What holds it back from going.
+    pub finalizers: Vec<String>,
+    /// Who else but Claviger wrote to it last, as far as it tells.
+    pub by: Option<String>,
+}
+
+impl Observed {
+    /// Whether it grants nothing to anybody by itself.
+    pub fn is_bare(&self) -> bool {
+        match &self.content {
+            Some(Content::Binding { subjects, .. }) => subjects.is_empty(),
+            Some(Content::Rules(rules)) => rules.is_empty(),
+            None => false,
+        }
+    }
+
+    /// Whether all is done that can be done to be rid of it: it is being deleted, says nothing any
+    /// more, and somebody holds it back.
+    pub fn is_stuck(&self) -> bool {
+        self.going && self.is_bare() && !self.finalizers.is_empty()
+    }
 }
 
 /// A namespace as observed.
@@ -650,9 +732,9 @@ pub struct Setting {
 /// The rules of the ClusterRole that an assignment names ([`Assignment::source`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// There is no such ClusterRole.
+    /// There is no such ClusterRole, nor one of the built-in role that is to be bound.
     Missing,
-    /// It names none.
+    /// Nothing has to be known of it.
     None,
     /// What it permits.
     Rules(Arc<[Rule]>),
@@ -772,9 +854,10 @@ fn refusal(assignment: &Assignment, source: &Source, setting: &Setting) -> Optio
         return Some(Refusal::Narrow);
     }
     match (role, source) {
-        (Role::BuiltIn(role), _) => match scope {
-            Scope::Resource { kind, .. } if role.kind() != *kind => Some(Refusal::WrongKind),
-            _ => None,
+        (Role::BuiltIn(role), source) => match scope {
+            // Of one resource it is copied, not bound.
+            Scope::Resource { kind, .. } => (role.kind() != *kind).then_some(Refusal::WrongKind),
+            _ => (*source == Source::Missing).then_some(Refusal::NoRole),
         },
         (Role::Custom(_), Source::Rules(rules)) => {
             let granted = match scope {
@@ -790,25 +873,30 @@ fn refusal(assignment: &Assignment, source: &Source, setting: &Setting) -> Optio
     }
 }
 
-/// Whether a rule permits anything but what can be done with our kinds through the doors, and seeing
-/// them. Claviger holds more than that, Secrets for one; whatever a RoleAssignment says, none of that
-/// is granted on.
+/// Whether a rule permits anything but what some built-in role does: what can be done with our kinds
+/// through the doors, and seeing them. Claviger holds more than that, Secrets for one; whatever a
+/// RoleAssignment says, none of that is granted on, nor a verb that no door knows.
 fn is_beyond(rule: &Rule) -> bool {
-    let kinds = [Kind::FunctionKey, Kind::SecretVault, Kind::TokenProvider];
     let is_ours = |asked: &String| {
-        let (of, sub) = asked
-            .split_once('/')
-            .map_or((asked.as_str(), None), |(of, sub)| (of, Some(sub)));
-        let kind = kinds.iter().find(|kind| kind.resource() == of);
-        kind.is_some_and(|kind| match sub {
-            None => rule.verbs.iter().all(|verb| SEE.contains(&verb.as_str())),
-            Some("status") => false,
-            Some(sub) => kind.subresources().contains(&sub),
-        })
+        let offered = offered(asked);
+        !offered.is_empty()
+            && rule
+                .verbs
+                .iter()
+                .all(|verb| offered.contains(verb.as_str()))
     };
     !rule.urls.is_empty()
         || rule.groups.iter().any(|group| group != GROUP)
         || !rule.resources.iter().all(is_ours)
+}
+
+/// The verbs that the built-in roles have for a resource or subresource of our group.
+fn offered(asked: &str) -> BTreeSet<&'static str> {
+    BuiltIn::iter()
+        .flat_map(|role| role.permissions().iter())
+        .filter(|(resource, _)| *resource == asked)
+        .flat_map(|(_, verbs)| verbs.iter().copied())
+        .collect()
 }
 
 /// A binding to the whole role in each of these namespaces; in that without a name, for the cluster.
@@ -906,12 +994,20 @@ pub struct Changes {
     pub write: Vec<Write>,
     /// Objects, with their UIDs, whose place another has taken.
     pub retire: Vec<(Key, String)>,
+    /// Objects, with their UIDs, that bear the assignment's marks and that it never made: however
+    /// many somebody makes, they hold nothing up.
+    pub foreign: Vec<(Key, String)>,
+    /// Objects that are being deleted and grant nothing any more, and what holds them back.
+    pub stuck: Vec<(Key, Vec<String>)>,
 }
 
 impl Changes {
-    /// Whether nothing is to be done.
+    /// Whether nothing is to be done, or can be.
     pub fn are_none(&self) -> bool {
-        self.withdraw.is_empty() && self.write.is_empty() && self.retire.is_empty()
+        self.withdraw.is_empty()
+            && self.write.is_empty()
+            && self.retire.is_empty()
+            && self.foreign.is_empty()
     }
 }
 
@@ -929,10 +1025,26 @@ pub fn changes(
         if wanted.contains_key(key) {
             continue;
         }
-        let replaced = granted.contains(key.namespace.as_str())
+        if observed.is_stuck() {
+            changes
+                .stuck
+                .push((key.clone(), observed.finalizers.clone()));
+            continue;
+        }
+        let elsewhere = granted.contains(key.namespace.as_str())
             || granted.contains("")
             || (key.namespace.is_empty() && !granted.is_empty());
-        let list = if replaced {
+        // Nothing takes the place of what somebody else has.
+        let to_the_same = match &observed.content {
+            Some(Content::Binding { subjects, .. }) => {
+                *subjects == std::slice::from_ref(&assignment.principal)
+            }
+            Some(Content::Rules(_)) => true,
+            None => false,
+        };
+        let list = if !assignment.may_have_made(&key.name) {
+            &mut changes.foreign
+        } else if elsewhere && to_the_same {
             &mut changes.retire
         } else {
             &mut changes.withdraw
@@ -942,15 +1054,9 @@ pub fn changes(
     for (key, content) in wanted {
         let over = match standing.get(key) {
             None => Over::Nothing,
-            Some(observed) if is_as_wanted(assignment, &digest, key, content, observed) => continue,
-            Some(observed) => match (&**content, &observed.content) {
-                (Content::Binding { role, .. }, Some(Content::Binding { role: other, .. }))
-                    if role == other =>
-                {
-                    Over::Ours(observed.uid.clone())
-                }
-                (Content::Rules(_), _) => Over::Ours(observed.uid.clone()),
-                (Content::Binding { .. }, _) => Over::Unchangeable(observed.uid.clone()),
+            Some(observed) => match over(assignment, &digest, key, content, observed) {
+                None => continue,
+                Some(over) => over,
             },
         };
         changes.write.push(Write {
@@ -960,6 +1066,59 @@ pub fn changes(
         });
     }
     changes
+}
+
+/// How what is wanted is written over an object that stands under its name; nothing where that says
+/// it already.
+pub fn over(
+    assignment: &Assignment,
+    digest: &str,
+    key: &Key,
+    content: &Content,
+    observed: &Observed,
+) -> Option<Over> {
+    if is_as_wanted(assignment, digest, key, content, observed) {
+        return None;
+    }
+    let uid = observed.uid.clone();
+    Some(match (content, &observed.content) {
+        (Content::Binding { role, .. }, Some(Content::Binding { role: other, .. }))
+            if role == other =>
+        {
+            Over::Ours(uid)
+        }
+        (Content::Rules(_), _) => Over::Ours(uid),
+        (Content::Binding { .. }, _) => Over::Unchangeable(uid),
+    })
+}
+
+/// That others change what Claviger puts right: the first time it is put right at once, then after
+/// pauses that double.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contest {
+    /// How often it was put right, one time soon after the other.
+    pub rounds: u32,
+    /// Until when it is left now.
+    pub until: Timestamp,
+}
+
+impl Contest {
+    /// Something was put right now, after all that before.
+    pub fn after(before: Option<Self>, now: Timestamp) -> Self {
+        let rounds = before
+            .filter(|before| before.goes_on(now))
+            .map_or(0, |before| before.rounds);
+        let pause = FIRST_PAUSE * (1 << rounds.min(12));
+        Self {
+            rounds: rounds.saturating_add(1),
+            until: now + pause.min(LONGEST_PAUSE),
+        }
+    }
+
+    /// Whether what is changed now belongs to it.
+    pub fn goes_on(&self, now: Timestamp) -> bool {
+        now <= self.until + LONGEST_PAUSE
+    }
 }
 
 fn is_as_wanted(

@@ -6,7 +6,7 @@ use k8s_openapi::{
         ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef as Reference,
         Subject,
     },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, OwnerReference},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -73,6 +73,9 @@ pub trait Kept: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt
                     .and_then(|text| text.split_once('/'))
                     .map(|(namespace, name)| (namespace.to_owned(), name.to_owned())),
                 owners: owners.map(|owner| owner.uid.clone()).collect(),
+                going: self.meta().deletion_timestamp.is_some(),
+                finalizers: self.finalizers().to_vec(),
+                by: last_writer(self.managed_fields()),
             },
             version: self.resource_version().unwrap_or_default(),
         }
@@ -101,6 +104,15 @@ impl Kept for ClusterRoleBinding {
     fn content(&self) -> Option<Content> {
         binding(&self.role_ref, self.subjects.as_deref())
     }
+}
+
+/// Who but Claviger wrote last.
+fn last_writer(fields: &[ManagedFieldsEntry]) -> Option<String> {
+    let others = fields
+        .iter()
+        .filter(|entry| entry.manager.as_deref() != Some(FIELD_MANAGER));
+    let last = others.max_by_key(|entry| entry.time.as_ref().map(|time| time.0))?;
+    last.manager.clone()
 }
 
 fn rules(rules: Option<&[PolicyRule]>) -> Vec<Rule> {
@@ -342,30 +354,52 @@ impl Roles {
         })
     }
 
-    /// Deletes the very object of this UID.
+    /// Deletes the very object of this UID; answers what stands of it where somebody holds it back:
+    /// Kubernetes heeds that as before.
     ///
     /// # Errors
     /// The apiserver's refusal; 404 when there is none, 409 when another has its name.
-    pub async fn delete(&self, key: &Key, uid: &str) -> kube::Result<()> {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: Some(uid.to_owned()),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
+    pub async fn delete(&self, key: &Key, uid: &str) -> kube::Result<Option<Found>> {
+        match key.kind {
+            ObjectKind::ClusterRoleBinding => {
+                deleted(&self.cluster_bindings(), &key.name, uid).await
+            }
+            ObjectKind::Role => deleted(&self.roles(key), &key.name, uid).await,
+            ObjectKind::RoleBinding => deleted(&self.bindings(key), &key.name, uid).await,
+        }
+    }
+
+    /// Makes the very object of this UID grant nothing to anybody, whatever else it says.
+    ///
+    /// # Errors
+    /// The apiserver's refusal; 404 when there is none, 409 when another has its name, 403 of a
+    /// binding when Claviger does not hold what its role permits.
+    pub async fn empty(&self, key: &Key, uid: &str) -> kube::Result<Found> {
+        let (name, label) = (&key.name, [(CONTENT_LABEL, CONTENT_ROLE)]);
+        let label: std::collections::BTreeMap<_, _> = label.into();
+        let metadata = json!({"uid": uid, "labels": label});
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
         };
+        let unbound = Patch::Merge(json!({"metadata": metadata, "subjects": []}));
         match key.kind {
             ObjectKind::ClusterRoleBinding => self
                 .cluster_bindings()
-                .delete(&key.name, &params)
+                .patch(name, &params, &unbound)
                 .await
-                .map(drop),
-            ObjectKind::Role => self.roles(key).delete(&key.name, &params).await.map(drop),
+                .map(|object| object.found()),
+            ObjectKind::Role => {
+                let unruled = Patch::Merge(json!({"metadata": metadata, "rules": []}));
+                let roles = self.roles(key);
+                let emptied = roles.patch(name, &params, &unruled).await;
+                emptied.map(|object| object.found())
+            }
             ObjectKind::RoleBinding => self
                 .bindings(key)
-                .delete(&key.name, &params)
+                .patch(name, &params, &unbound)
                 .await
-                .map(drop),
+                .map(|object| object.found()),
         }
     }
 
@@ -410,6 +444,22 @@ where
     api.patch(&name, &params, &Patch::Apply(patch))
         .await
         .map(|object| object.found())
+}
+
+async fn deleted<K: Kept>(api: &Api<K>, name: &str, uid: &str) -> kube::Result<Option<Found>> {
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    let answer = api.delete(name, &params).await?;
+    // Of one that is gone the apiserver may answer the last state, too.
+    Ok(answer
+        .left()
+        .filter(|object| !object.finalizers().is_empty())
+        .map(|object| object.found()))
 }
 
 async fn listed<K: Kept>(api: &Api<K>, digest: &str) -> kube::Result<Vec<(Key, Found)>> {
@@ -497,6 +547,21 @@ mod tests {
             assert_eq!(observed.assignment, named);
             assert_eq!(observed.owners == ["u1"], owned, "{key}");
         }
+    }
+
+    #[test]
+    fn who_wrote_last_is_told_unless_it_was_claviger() {
+        let entry = |manager: &str, second| ManagedFieldsEntry {
+            manager: Some(manager.to_owned()),
+            time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                jiff::Timestamp::from_second(second).unwrap(),
+            )),
+            ..ManagedFieldsEntry::default()
+        };
+        let ours = entry(FIELD_MANAGER, 9);
+        assert_eq!(last_writer(std::slice::from_ref(&ours)), None);
+        let all = [entry("kubectl-edit", 3), entry("argocd", 5), ours];
+        assert_eq!(last_writer(&all).as_deref(), Some("argocd"));
     }
 
     #[test]

@@ -283,10 +283,20 @@ async fn what_others_change_of_it_is_put_right() {
         eventually(&format!("{what} to be put right"), PATIENCE, &right).await;
     };
     put_right("everything").await;
-    let params = PatchParams::default();
+    let params = PatchParams {
+        field_manager: Some("meddler".to_owned()),
+        ..PatchParams::default()
+    };
     let merge = |patch: Value| Patch::Merge(patch);
     let intruder = json!([{"kind": "User", "name": format!("eve-of-{ns}"), "apiGroup": "rbac.authorization.k8s.io"}]);
 
+    space
+        .role_bindings()
+        .patch(&binding, &params, &merge(json!({"subjects": intruder})))
+        .await
+        .unwrap();
+    put_right("another subject").await;
+    until_may(&eve, "get", ns, Some("payments"), false).await;
     space
         .role_bindings()
         .delete(&binding, &DeleteParams::default())
@@ -299,13 +309,6 @@ async fn what_others_change_of_it_is_put_right() {
         .await
         .unwrap();
     put_right("a deleted Role").await;
-    space
-        .role_bindings()
-        .patch(&binding, &params, &merge(json!({"subjects": intruder})))
-        .await
-        .unwrap();
-    put_right("another subject").await;
-    until_may(&eve, "get", ns, Some("payments"), false).await;
     let wider = json!([{"apiGroups": ["claviger.dev"], "resources": ["secretvaults/secrets"], "verbs": ["get", "purge"]}]);
     space
         .roles()
@@ -360,7 +363,10 @@ async fn what_others_change_of_it_is_put_right() {
     put_right("another subject again").await;
     let bound = space.role_bindings().get(&binding).await.unwrap();
     assert_eq!(bound.labels().get("team").map(String::as_str), Some("a"));
-    assert!(!notes(&space, "reads", "Restored").await.is_empty());
+    // Further ones are counted at the first.
+    let said = notes(&space, "reads", "Restored").await;
+    let blamed = |note: &String| note.ends_with("(changed by meddler)");
+    assert!(said.iter().any(blamed), "{said:?}");
     // A RoleBinding of somebody's own that bears our marks, without anybody having declared it.
     let mut stray = bound.clone();
     stray.metadata = serde_json::from_value(json!({
@@ -429,6 +435,77 @@ async fn an_object_that_is_not_ours_is_never_overwritten() {
         .await
         .unwrap();
     space.until_told("works", "True Granted").await;
+    // One that is ours but for its label says something else: as ever, it goes first.
+    space.unassign("works").await;
+    space.until_made_in(&space.name, 0).await;
+    let marked = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": name, "annotations": {"claviger.dev/role-assignment": format!("{}/works", space.name)}},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+    });
+    let marked = serde_json::from_value(marked).unwrap();
+    space
+        .role_bindings()
+        .create(&PostParams::default(), &marked)
+        .await
+        .unwrap();
+    space.assign("works", &spec).await;
+    space.until_told("works", "True Granted").await;
+    let after = space.role_bindings().get(&name).await.unwrap();
+    assert_eq!(after.role_ref.name, "claviger-secret-vault-secrets-user");
+}
+
+/// Puts a finalizer on an object of ours, or takes all off.
+async fn hold_back(space: &Space, namespace: &str, finalizers: &[&str]) -> String {
+    let api = Api::<RoleBinding>::namespaced(space.client.clone(), namespace);
+    let params = ListParams::default().labels("claviger.dev/content=role-assignment");
+    let name = api.list(&params).await.unwrap().items.remove(0).name_any();
+    let patch = json!({"metadata": {"finalizers": finalizers}});
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
+    name
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_that_somebody_holds_back_grants_nothing_and_is_told_of_until_it_goes() {
+    let space = Space::new("role-held").await;
+    let _operator = Operator::start(&space, Options::default()).await;
+    let (user, bob) = somebody(&space, "bob").await;
+    let ns = &space.name;
+    let spec = to_user(&user, "SecretVaultSecretsUser", &json!({"namespace": {}}));
+    space.assign("guest", &spec).await;
+    space.until_told("guest", "True Granted").await;
+    until_may(&bob, "get", ns, Some("payments"), true).await;
+    let binding = hold_back(&space, ns, &["example.com/keep"]).await;
+    space.reassign("guest", &json!({"expiresAt": at(-1)})).await;
+    let status = space.until_told("guest", "False DeletionBlocked").await;
+    let said = told(&status);
+    assert!(
+        said.contains(&binding) && said.contains("example.com/keep"),
+        "{said}"
+    );
+    until_may(&bob, "get", ns, Some("payments"), false).await;
+    let held = space.role_bindings().get(&binding).await.unwrap();
+    assert!(held.metadata.deletion_timestamp.is_some());
+    assert!(held.subjects.unwrap_or_default().is_empty());
+    // Longer again: what stands serves again.
+    space.reassign("guest", &json!({"expiresAt": null})).await;
+    until_may(&bob, "get", ns, Some("payments"), true).await;
+    space.reassign("guest", &json!({"expiresAt": at(-1)})).await;
+    space.until_told("guest", "False DeletionBlocked").await;
+    hold_back(&space, ns, &[]).await;
+    space.until_told("guest", "True Expired").await;
+    assert!(space.made().await.is_empty());
+    // Nor does a deletion of the assignment leave anything behind that grants.
+    space.reassign("guest", &json!({"expiresAt": null})).await;
+    space.until_told("guest", "True Granted").await;
+    until_may(&bob, "get", ns, Some("payments"), true).await;
+    hold_back(&space, ns, &["example.com/keep"]).await;
+    space.unassign("guest").await;
+    until_may(&bob, "get", ns, Some("payments"), false).await;
+    hold_back(&space, ns, &[]).await;
+    space.until_made_in(ns, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -527,7 +604,9 @@ async fn a_role_of_ones_own_is_narrowed_to_the_resource_and_followed() {
         .await;
     let status = space.until_told("own", "False Refused").await;
     let said = told(&status);
-    assert!(said.contains(r#"Verbs:["shred"]"#), "{said}");
+    assert!(said.contains("shred"), "{said}");
+    until_may(&bob, "get", ns, Some("payments"), false).await;
+    assert!(space.made().await.is_empty());
     space.put_cluster_role(&custom, json!([pods])).await;
     space.until_told("own", "False Invalid: ClusterRole/").await;
     until_may(&bob, "get", ns, Some("payments"), false).await;
@@ -826,4 +905,180 @@ async fn namespaces_are_followed_by_their_labels_and_names() {
         assert!(space.made_in(namespace).await.is_empty(), "{namespace}");
         until_may(&bob, "get", namespace, None, false).await;
     }
+    // Nor does it go before what somebody holds back has gone.
+    let both = json!({"namespaces": {"names": ["back-1", "later"]}});
+    let spec = to_user(&user, "SecretVaultSecretsUser", &both);
+    space.assign_in(SYSTEM, "fronts", &spec).await;
+    until_may(&bob, "get", "later", None, true).await;
+    space.until_told_in(SYSTEM, "fronts", "True Granted").await;
+    hold_back(&space, "later", &["example.com/keep"]).await;
+    api.delete("fronts", &DeleteParams::default())
+        .await
+        .unwrap();
+    until_may(&bob, "get", "later", None, false).await;
+    let status = space
+        .until_told_in(SYSTEM, "fronts", "False DeletionBlocked")
+        .await;
+    assert!(told(&status).contains("example.com/keep"));
+    hold_back(&space, "later", &[]).await;
+    until_gone(&api, "fronts").await;
+}
+
+async fn until_gone(api: &Api<claviger::api::v1alpha1::RoleAssignment>, name: &str) {
+    let api: Api<kube::core::PartialObjectMeta<claviger::api::v1alpha1::RoleAssignment>> =
+        Api::namespaced(api.clone().into_client(), SYSTEM);
+    eventually(&format!("{name} to go"), PATIENCE, async || {
+        match api.get_opt(name).await.unwrap() {
+            None => Ok(()),
+            Some(object) => Err(format!("{:?}", object.metadata)),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_cannot_be_read_goes_all_the_same_and_stands_on_nothing_that_is_forgotten() {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+
+    let (space, operator) = everywhere("role-unread").await;
+    let (user, bob) = somebody(&space, "bob").await;
+    let api =
+        Api::<claviger::api::v1alpha1::RoleAssignment>::namespaced(space.client.clone(), SYSTEM);
+    for name in ["one", "two"] {
+        space.put_namespace(name, json!({})).await;
+        let names = json!({"namespaces": {"names": [name]}});
+        let spec = to_user(&user, "SecretVaultSecretsUser", &names);
+        space.assign_in(SYSTEM, name, &spec).await;
+        until_may(&bob, "get", name, None, true).await;
+        space.until_told_in(SYSTEM, name, "True Granted").await;
+    }
+    // A definition without rules, as some older version may have been.
+    let definitions = Api::<CustomResourceDefinition>::all(space.client.clone());
+    let lax = json!([{
+        "op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
+        "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+    }]);
+    let lax: json_patch::Patch = serde_json::from_value(lax).unwrap();
+    let params = PatchParams::default();
+    let definition = "roleassignments.claviger.dev";
+    definitions
+        .patch(definition, &params, &Patch::Json::<()>(lax))
+        .await
+        .unwrap();
+    let kind = kube::api::ApiResource::erase::<claviger::api::v1alpha1::RoleAssignment>(&());
+    let raw: Api<kube::api::DynamicObject> =
+        Api::namespaced_with(space.client.clone(), SYSTEM, &kind);
+    let said = async |name: &str, words: &str| {
+        eventually(&format!("{name} to say {words}"), PATIENCE, async || {
+            let object = raw.get(name).await.unwrap();
+            let ready = object.data["status"]["conditions"][0]["message"].to_string();
+            if ready.contains(words) {
+                Ok(())
+            } else {
+                Err(ready)
+            }
+        })
+        .await;
+    };
+    for name in ["one", "two"] {
+        eventually("the lax definition", PATIENCE, async || {
+            let patch = json!({"spec": {"scope": {"namespaces": {"names": 7}}}});
+            let patched = raw.patch(name, &params, &Patch::Merge(patch)).await;
+            patched.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+        said(name, "What it declared last stands").await;
+        assert!(bob.may_with("get", SECRETS, name, None).await);
+    }
+    // Deleted, it goes, and what it granted with it.
+    raw.delete("one", &DeleteParams::default()).await.unwrap();
+    until_may(&bob, "get", "one", None, false).await;
+    until_gone(&api, "one").await;
+    assert!(bob.may_with("get", SECRETS, "two", None).await);
+    // Who does not know any more until when it was to last grants nothing.
+    assert!(operator.stop().await);
+    let options = || Options {
+        namespaces: vec![String::new()],
+        ..Options::default()
+    };
+    let _operator = Operator::start(&space, options()).await;
+    until_may(&bob, "get", "two", None, false).await;
+    said("two", "is not known since Claviger was started").await;
+    raw.delete("two", &DeleteParams::default()).await.unwrap();
+    until_gone(&api, "two").await;
+    what_claviger_comes_to_hold_no_more_is_withdrawn(&space, &user, &bob).await;
+    // The last thing: a built-in role whose ClusterRole somebody deletes is granted to nobody.
+    let spec = to_user(&user, "SecretVaultSecretsUser", &json!({"namespace": {}}));
+    space.assign_in(SYSTEM, "three", &spec).await;
+    until_may(&bob, "get", SYSTEM, None, true).await;
+    space.until_told_in(SYSTEM, "three", "True Granted").await;
+    let roles = Api::<k8s_openapi::api::rbac::v1::ClusterRole>::all(space.client.clone());
+    roles
+        .delete(
+            "claviger-secret-vault-secrets-user",
+            &DeleteParams::default(),
+        )
+        .await
+        .unwrap();
+    space
+        .until_told_in(SYSTEM, "three", "False RoleNotFound")
+        .await;
+}
+
+/// When a copy of a role cannot be brought up to date, because Claviger does not hold what it is to
+/// say, the old one does not stay.
+async fn what_claviger_comes_to_hold_no_more_is_withdrawn(space: &Space, user: &str, bob: &Actor) {
+    use k8s_openapi::api::{authorization::v1::SubjectAccessReview, rbac::v1::ClusterRole};
+
+    let may = |verbs: Value| json!([{"apiGroups": ["claviger.dev"], "resources": ["secretvaults/secrets"], "verbs": verbs}]);
+    space.put_cluster_role("own", may(json!(["get"]))).await;
+    let mut spec = to_user(user, "SecretVaultReader", &on_vault("payments"));
+    spec["role"] = json!({"clusterRole": "own"});
+    space.assign_in(SYSTEM, "own", &spec).await;
+    space.until_told_in(SYSTEM, "own", "True Granted").await;
+    until_may(bob, "get", SYSTEM, Some("payments"), true).await;
+    let roles = Api::<ClusterRole>::all(space.client.clone());
+    let mut held = roles.get("claviger").await.unwrap();
+    for rule in held.rules.iter_mut().flatten() {
+        rule.verbs.retain(|verb| verb != "purge");
+    }
+    roles
+        .replace("claviger", &PostParams::default(), &held)
+        .await
+        .unwrap();
+    eventually("Claviger to lose a right", PATIENCE, async || {
+        let review = serde_json::from_value(json!({
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {},
+            "spec": {
+                "user": format!("system:serviceaccount:{SYSTEM}:claviger"),
+                "resourceAttributes": {
+                    "group": "claviger.dev", "resource": "secretvaults", "subresource": "secrets",
+                    "verb": "purge", "namespace": SYSTEM,
+                },
+            },
+        }));
+        let reviews = Api::<SubjectAccessReview>::all(space.client.clone());
+        let answer = reviews
+            .create(&PostParams::default(), &review.unwrap())
+            .await
+            .unwrap();
+        match answer.status {
+            Some(status) if !status.allowed => Ok(()),
+            _ => Err("it has it".to_owned()),
+        }
+    })
+    .await;
+    space
+        .put_cluster_role("own", may(json!(["get", "purge"])))
+        .await;
+    let status = space.until_told_in(SYSTEM, "own", "False Refused").await;
+    assert!(
+        told(&status).contains("what Claviger does not hold itself"),
+        "{}",
+        told(&status)
+    );
+    until_may(bob, "get", SYSTEM, Some("payments"), false).await;
+    let api =
+        Api::<claviger::api::v1alpha1::RoleAssignment>::namespaced(space.client.clone(), SYSTEM);
+    api.delete("own", &DeleteParams::default()).await.unwrap();
 }

@@ -271,7 +271,13 @@ mod tests_of_reading {
                     {"key": "x", "operator": "Exists"}, {"key": "y", "operator": "DoesNotExist"},
                     {"key": "z", "operator": "NotIn", "values": ["1", "2"]}, {"key": "w", "operator": "In", "values": ["3", "4"]},
                 ]}}}),
-                Ok("namespaces tier=front,x,!y,z notin (1,2),w in (3,4)"),
+                Ok("namespaces tier=front,x,!y and 2 more"),
+            ),
+            (
+                json!({"namespaces": {"selector": {"matchExpressions": [
+                    {"key": "z", "operator": "NotIn", "values": ["1", "2"]}, {"key": "w", "operator": "In", "values": ["3", "4"]},
+                ]}}}),
+                Ok("namespaces z notin (1,2),w in (3,4)"),
             ),
             (json!({}), Err("scope is missing")),
             (

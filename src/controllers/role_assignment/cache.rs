@@ -7,21 +7,42 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use jiff::Timestamp;
+
 use crate::{
     api::{convert::role::Assignment, v1alpha1::RoleAssignmentStatus},
     controllers::naming::{Index, Name, Unreadable},
-    domain::role::{Key, Namespace, Observed, Role, Scope, Source},
+    domain::role::{Contest, Key, Namespace, Observed, Role, Scope, Source},
     k8s::role::Found,
 };
 
 /// The objects of one assignment.
 pub type Objects = BTreeMap<Key, Arc<Observed>>;
 
+/// What is known of an assignment that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Which, and what is wrong with it.
+    pub unreadable: Unreadable,
+    /// `metadata.resourceVersion`.
+    pub version: String,
+    /// Whether it is being deleted.
+    pub going: bool,
+    /// `metadata.finalizers`.
+    pub finalizers: Vec<String>,
+}
+
 /// Everything observed of assignments.
 #[derive(Default)]
 pub struct State {
     assignments: HashMap<Name, Arc<Assignment>>,
-    unreadable: HashMap<Name, Unreadable>,
+    unreadable: HashMap<Name, Unread>,
+    /// When the declaration of an assignment, or what it is about, changed last.
+    revisions: HashMap<Name, u64>,
+    /// How often anything of that has changed.
+    revised: u64,
+    /// What others keep changing.
+    contests: HashMap<Name, Contest>,
     by_role: Index<String>,
     objects: HashMap<Name, Objects>,
     /// Which assignment an object says it is of, and the version of it that is known.
@@ -33,11 +54,6 @@ pub struct State {
     sources: HashMap<String, Source>,
     /// How often ClusterRoles have changed.
     turns: u64,
-    /// The last time that something may have ended which an assignment granted: its declaration
-    /// changed, or a namespace is not meant any more.
-    endings: HashMap<Name, u64>,
-    /// How many such times there were.
-    ended: u64,
 }
 
 /// A shared [`State`].
@@ -70,17 +86,10 @@ impl State {
     /// Takes an assignment in; the built-in roles' names begin with `prefix`.
     pub fn declare(&mut self, assignment: Assignment, prefix: &str) {
         let name = Name::from(&assignment);
-        let known = self.assignments.get(&name);
-        let ending = known
-            .filter(|known| known.declared == assignment.declared)
-            .and_then(|_| self.last_ending(&name));
-        self.forget(&name, prefix);
-        match ending {
-            Some(at) => _ = self.endings.insert(name.clone(), at),
-            None => self.note_ending(name.clone()),
-        }
+        self.undeclare(&name, prefix);
         self.by_role.add(role_of(&assignment, prefix), &name);
-        self.assignments.insert(name, Arc::new(assignment));
+        self.assignments.insert(name.clone(), Arc::new(assignment));
+        self.revise(&name);
     }
 
     /// Takes in what changed of an assignment that asks for the same as before.
@@ -103,30 +112,71 @@ impl State {
         }
     }
 
-    /// Takes note of an assignment that could not be read; says whether that is news.
-    pub fn declare_unreadable(&mut self, name: Name, unreadable: Unreadable) -> bool {
-        let news = self.unreadable.get(&name) != Some(&unreadable);
-        self.unreadable.insert(name, unreadable);
+    /// Takes note of an assignment that could not be read; says whether that is news. What it
+    /// declared last stands, if it is still the same one; what its metadata say is so.
+    pub fn declare_unreadable(&mut self, name: &Name, unread: Unread, prefix: &str) -> bool {
+        let known = self.assignments.get(name);
+        if let Some(known) = known.filter(|known| known.declared.owner.uid == unread.unreadable.uid)
+        {
+            let mut known = (**known).clone();
+            known.declared.deleting = unread.going;
+            known.version.clone_from(&unread.version);
+            known.finalizers.clone_from(&unread.finalizers);
+            self.assignments.insert(name.clone(), Arc::new(known));
+        } else {
+            self.undeclare(name, prefix);
+        }
+        let before = self.unreadable.insert(name.clone(), unread.clone());
+        // A status that was written makes another version.
+        let news = before.is_none_or(|before| {
+            let version = before.version.clone();
+            before != Unread { version, ..unread }
+        });
+        if news {
+            self.revise(name);
+        }
         news
     }
 
     /// An assignment is gone.
     pub fn forget(&mut self, name: &Name, prefix: &str) {
+        self.undeclare(name, prefix);
+        self.contests.remove(name);
+        self.revise(name);
+    }
+
+    fn undeclare(&mut self, name: &Name, prefix: &str) {
         self.unreadable.remove(name);
-        self.endings.remove(name);
         if let Some(before) = self.assignments.remove(name) {
             self.by_role.remove(&role_of(&before, prefix), name);
         }
     }
 
-    fn note_ending(&mut self, name: Name) {
-        self.ended += 1;
-        self.endings.insert(name, self.ended);
+    fn revise(&mut self, name: &Name) {
+        // Of one that is gone nothing is kept.
+        if self.assignments.contains_key(name) || self.unreadable.contains_key(name) {
+            self.revised += 1;
+            self.revisions.insert(name.clone(), self.revised);
+        } else {
+            self.revisions.remove(name);
+        }
     }
 
-    /// Says something else whenever something may have ended that an assignment granted.
-    pub fn last_ending(&self, name: &Name) -> Option<u64> {
-        self.endings.get(name).copied()
+    /// A number that is another one when the declaration has changed, or a namespace or ClusterRole
+    /// that it is about.
+    pub fn revision(&self, name: &Name) -> Option<u64> {
+        self.revisions.get(name).copied()
+    }
+
+    /// How often, and until when, what others change of an assignment is left.
+    pub fn contest(&self, name: &Name) -> Option<Contest> {
+        self.contests.get(name).copied()
+    }
+
+    /// What others changed of an assignment was put right.
+    pub fn contested(&mut self, name: &Name, now: Timestamp) {
+        let contest = Contest::after(self.contest(name), now);
+        self.contests.insert(name.clone(), contest);
     }
 
     /// An assignment by its name.
@@ -140,7 +190,7 @@ impl State {
     }
 
     /// An assignment that cannot be read.
-    pub fn unreadable(&self, name: &Name) -> Option<Unreadable> {
+    pub fn unreadable(&self, name: &Name) -> Option<Unread> {
         self.unreadable.get(name).cloned()
     }
 
@@ -157,6 +207,12 @@ impl State {
     /// The objects of an assignment.
     pub fn objects(&self, name: &Name) -> Option<&Objects> {
         self.objects.get(name)
+    }
+
+    /// An object as it is known to stand.
+    pub fn object(&self, key: &Key) -> Option<Arc<Observed>> {
+        let (name, _) = self.of.get(key)?;
+        self.objects.get(name)?.get(key).cloned()
     }
 
     /// All objects.
@@ -246,23 +302,20 @@ impl State {
                     }
             })
         };
-        let (mut news, mut endings) = (Vec::new(), Vec::new());
-        for (name, assignment) in &self.assignments {
-            let scope = &assignment.declared.scope;
-            let was_meant = !same && is_meant(scope, before.as_ref());
-            let is_meant = !same && is_meant(scope, namespace.as_ref());
-            if was_meant && !is_meant {
-                endings.push(name.clone());
-            }
-            if was_meant != is_meant {
-                news.push(name.clone());
-            }
-        }
-        for name in endings {
-            self.note_ending(name);
-        }
+        let news: Vec<Name> = self
+            .assignments
+            .iter()
+            .filter(|(_, assignment)| {
+                let scope = &assignment.declared.scope;
+                !same && is_meant(scope, before.as_ref()) != is_meant(scope, namespace.as_ref())
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
         self.namespaces
             .extend(namespace.map(|namespace| (name.to_owned(), namespace)));
+        for name in &news {
+            self.revise(name);
+        }
         news
     }
 
@@ -277,7 +330,16 @@ impl State {
             .extend(version.map(|version| (role.to_owned(), version)));
         self.turns += 1;
         self.sources.remove(role);
-        self.by_role.names(&role.to_owned()).cloned().collect()
+        let news: Vec<Name> = self.by_role.names(&role.to_owned()).cloned().collect();
+        for name in &news {
+            self.revise(name);
+        }
+        news
+    }
+
+    /// Whether there is a ClusterRole of this name.
+    pub fn has_cluster_role(&self, role: &str) -> bool {
+        self.cluster_roles.contains_key(role)
     }
 
     /// The ClusterRoles there are.
@@ -301,16 +363,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-    use crate::{
-        api::v1alpha1::RoleAssignmentStatus,
-        domain::{
-            ledger::Owner,
-            role::{self, BuiltIn, Content, ObjectKind, Principal, Selector, Test},
-        },
-    };
+    use crate::domain::role::{Content, ObjectKind};
 
     fn key(name: &str) -> Key {
         Key {
@@ -327,7 +381,7 @@ mod tests {
                 content: Some(Content::Rules(Vec::new())),
                 digest: "d".to_owned(),
                 assignment: of.map(|name| ("shop".to_owned(), name.to_owned())),
-                owners: Vec::new(),
+                ..Observed::default()
             },
             version: version.to_owned(),
         }
@@ -335,67 +389,6 @@ mod tests {
 
     fn name(of: &str) -> Name {
         Name::new("shop", of)
-    }
-
-    fn fronts(principal: &str, version: &str) -> Assignment {
-        let front = Test::In(BTreeSet::from(["front".to_owned()]));
-        Assignment {
-            declared: role::Assignment {
-                namespace: "shop".to_owned(),
-                owner: Owner {
-                    name: "fronts".to_owned(),
-                    uid: "u".to_owned(),
-                },
-                principal: Principal::User(principal.to_owned()),
-                role: Role::BuiltIn(BuiltIn::SecretVaultReader),
-                scope: Scope::Selected(Selector(vec![("tier".to_owned(), front)])),
-                starts: None,
-                expires: None,
-                deleting: false,
-            },
-            generation: Some(1),
-            version: version.to_owned(),
-            finalizers: Vec::new(),
-            status: RoleAssignmentStatus::default(),
-        }
-    }
-
-    #[test]
-    fn what_ends_is_noted_and_what_begins_is_not() {
-        let mut state = State::default();
-        let name = name("fronts");
-        let namespace = |tier: &str| Namespace {
-            labels: [("tier".to_owned(), tier.to_owned())].into(),
-            going: false,
-        };
-        assert_eq!(state.last_ending(&name), None);
-        state.declare(fronts("anna", "1"), "claviger");
-        let begun = state.last_ending(&name);
-        assert!(begun.is_some());
-        // Namespaces come, others go, and our own writes to the assignment are heard of.
-        let [a, b] = ["a", "b"];
-        assert_eq!(
-            state.observe_namespace(a, Some(namespace("front"))).len(),
-            1
-        );
-        assert!(
-            state
-                .observe_namespace(b, Some(namespace("back")))
-                .is_empty()
-        );
-        state.observe_namespace(b, None);
-        state.declare(fronts("anna", "2"), "claviger");
-        assert_eq!(state.last_ending(&name), begun);
-        // A label goes.
-        assert_eq!(state.observe_namespace(a, Some(namespace("back"))).len(), 1);
-        let unlabelled = state.last_ending(&name);
-        assert!(unlabelled > begun);
-        // It is for somebody else, and then nobody.
-        state.declare(fronts("bob", "3"), "claviger");
-        let turned = state.last_ending(&name);
-        assert!(turned > unlabelled);
-        state.forget(&name, "claviger");
-        assert_eq!(state.last_ending(&name), None);
     }
 
     #[test]
@@ -429,6 +422,86 @@ mod tests {
         assert_eq!(state.lose(&key("r"), Some("old")), None);
         assert_eq!(state.lose(&key("r"), Some("new")), Some(name("a")));
         assert_eq!(state.lose(&key("r"), None), None);
+    }
+
+    fn assignment(uid: &str) -> Assignment {
+        let object = serde_json::from_value(serde_json::json!({
+            "apiVersion": "claviger.dev/v1alpha1", "kind": "RoleAssignment",
+            "metadata": {"name": "a", "namespace": "shop", "uid": uid, "resourceVersion": "1"},
+            "spec": {
+                "principal": {"kind": "User", "name": "anna"}, "role": {"clusterRole": "own"},
+                "scope": {"namespaces": {"names": ["front"]}},
+            },
+        }));
+        Assignment::read(object.unwrap()).unwrap()
+    }
+
+    fn unread(uid: &str, version: &str, going: bool) -> Unread {
+        Unread {
+            unreadable: Unreadable {
+                uid: uid.to_owned(),
+                generation: Some(2),
+                fault: "no".to_owned(),
+            },
+            version: version.to_owned(),
+            going,
+            finalizers: vec!["claviger.dev/role-assignment".to_owned()],
+        }
+    }
+
+    #[test]
+    fn what_metadata_say_is_so_though_the_rest_cannot_be_read() {
+        let mut state = State::default();
+        let of = name("a");
+        state.declare(assignment("u1"), "p");
+        let mut told = |unread| {
+            let news = state.declare_unreadable(&of, unread, "p");
+            let known = state.assignment(&of);
+            let known = known.map(|known| {
+                let held = known.is_held();
+                (known.declared.deleting, known.version.clone(), held)
+            });
+            (news, known)
+        };
+        let stands = Some((false, "2".to_owned(), true));
+        assert_eq!(told(unread("u1", "2", false)), (true, stands));
+        // A status that was written is no news, but finalizers are written by its version.
+        let stands = Some((false, "3".to_owned(), true));
+        assert_eq!(told(unread("u1", "3", false)), (false, stands));
+        let goes = Some((true, "4".to_owned(), true));
+        assert_eq!(told(unread("u1", "4", true)), (true, goes));
+        // What another of this name declared says nothing of this one.
+        assert_eq!(told(unread("u2", "5", false)), (true, None));
+    }
+
+    #[test]
+    fn whoever_carries_a_declaration_out_sees_that_it_or_what_it_is_about_has_changed() {
+        let mut state = State::default();
+        let of = name("a");
+        state.declare(assignment("u1"), "p");
+        let mut last = state.revision(&of);
+        let mut changed = |state: &State| {
+            let now = state.revision(&of);
+            std::mem::replace(&mut last, now) != now
+        };
+        assert!(!changed(&state));
+        state.refresh(assignment("u1"));
+        state.observe_namespace("back", Some(Namespace::default()));
+        state.observe_cluster_role("other", Some("1".to_owned()));
+        state.observe(key("r"), found(Some("a"), "u", "1"));
+        assert!(!changed(&state));
+        state.observe_namespace("front", Some(Namespace::default()));
+        assert!(changed(&state));
+        state.observe_cluster_role("own", Some("1".to_owned()));
+        assert!(changed(&state));
+        state.declare_unreadable(&of, unread("u1", "2", true), "p");
+        assert!(changed(&state));
+        state.declare(assignment("u1"), "p");
+        assert!(changed(&state));
+        state.forget(&of, "p");
+        assert!(changed(&state));
+        state.declare(assignment("u1"), "p");
+        assert!(changed(&state));
     }
 
     #[test]

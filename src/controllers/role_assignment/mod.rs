@@ -9,7 +9,10 @@ pub mod cache;
 pub mod report;
 pub mod watch;
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+};
 
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -19,7 +22,7 @@ use snafu::ResultExt;
 use crate::{
     api::{
         ASSIGNMENT_FINALIZER,
-        condition::{Reason, Report, STALLED, State, conditions},
+        condition::{READY, STALLED, conditions},
         convert::role::Assignment,
         v1alpha1::{AccessState, RoleAssignmentStatus},
     },
@@ -32,12 +35,13 @@ use crate::{
             ListBindingsSnafu, ReadRoleSnafu, WithdrawSnafu,
         },
         naming::Name,
-        role_assignment::report::Obstacle,
+        role_assignment::{cache::Unread, report::Obstacle},
     },
     domain::{
         ledger::Owner,
         role::{
-            self, Changes, Content, Decision, Key, ObjectKind, Over, Reach, Source, Standing, Write,
+            self, Changes, Content, Contest, Decision, Key, ObjectKind, Over, Reach, Role, Scope,
+            Source, Standing, Write,
         },
     },
     k8s::{self, role::Found},
@@ -48,6 +52,8 @@ use crate::{
 const TAKEN_RETRY: SignedDuration = SignedDuration::from_secs(20);
 /// How many objects of an assignment are written at once.
 const AT_ONCE: usize = 16;
+/// After how many objects it is asked whether something has changed that matters more than the rest.
+const STRETCH: usize = 200;
 
 /// Everything that the caches know of.
 pub fn everything(context: &Context) -> Vec<Item> {
@@ -61,64 +67,123 @@ pub fn everything(context: &Context) -> Vec<Item> {
 /// # Errors
 /// The operation that failed; everything done before it stands.
 pub async fn look(context: &Context, name: &Name) -> Result<Option<Timestamp>, Error> {
-    let (assignment, unreadable, last_ending) = {
+    let (assignment, unread, revision) = {
         let state = context.assignments.lock();
-        let unreadable = state.unreadable(name).is_some();
-        (state.assignment(name), unreadable, state.last_ending(name))
+        let unread = state.unreadable(name);
+        (state.assignment(name), unread, state.revision(name))
     };
     let Some(assignment) = assignment else {
-        // What an unreadable one declared last stands; what nobody declares does not.
-        if !unreadable && is_ours(context, name) {
-            clear(context, name).await?;
-        }
-        return Ok(None);
+        return undeclared(context, name, unread).await;
     };
     let now = clock::now();
-    let source = source(context, &assignment).await?;
-    let (decision, changes) = plan(context, name, &assignment, &source, now);
-    let since = Since {
-        name,
-        last_ending,
-        next: decision.next,
-    };
+    let source = source(context, &assignment, now).await?;
+    let (decision, mut changes) = plan(context, name, &assignment, &source, now);
     let wide = assignment.declared.scope.is_wide();
     if wide && !assignment.is_held() && !decision.objects.is_empty() {
-        hold(context, &assignment).await?;
+        hold(context, name, &assignment).await?;
     }
-    let restored = restored(&assignment, &changes);
-    let outcome = perform(context, &assignment, changes, &since).await;
-    if outcome.is_cut_short {
-        outcome.into_result()?;
-        return Ok(Some(now));
+    let fought = context.assignments.lock().contest(name);
+    let drift = drift(context, &assignment, &changes, fought, now);
+    let pause = fought.filter(|fought| !drift.is_empty() && fought.until > now);
+    if pause.is_some() {
+        changes.write.retain(|write| !drift.contains(&write.key));
+        // What takes their place is not there yet.
+        changes.retire.clear();
     }
-    if decision.standing == Standing::Going {
-        outcome.into_result()?;
-        return depart(context, name, &assignment).await.map(|()| None);
+    let course = Course {
+        context,
+        name,
+        assignment: &assignment,
+        decision: &decision,
+        revision,
+        is_told: unread.is_none(),
+    };
+    let outcome = perform(&course, changes).await;
+    if decision.standing == Standing::Going && outcome.is_whole() {
+        let held = (&*assignment.declared.owner.uid, &*assignment.version);
+        return depart(context, name, held, &assignment.finalizers).await;
     }
-    if !restored.is_empty() && outcome.failure.is_none() {
-        let note = format!(
-            "not as declared any more, and put right: {}",
-            restored.join(", ")
-        );
+    if !drift.is_empty() && pause.is_none() && outcome.failure.is_none() {
+        let note = format!("not as declared any more, and put right: {drift}");
         publish(context, &assignment, EventType::Warning, "Restored", note);
+        context.assignments.lock().contested(name, now);
     }
-    let status = report::status(
-        &assignment,
-        &decision,
-        context.assignments.lock().objects(name),
-        outcome.obstacle(&assignment).as_ref(),
-        &context.settings.system_namespace,
-        now,
-    );
-    if let Some(status) = status {
-        write_status(context, &assignment, status).await?;
-    }
-    let again = (!outcome.taken.is_empty()).then(|| now + TAKEN_RETRY);
+    let paused = pause.map(|pause| report::contested(&drift.to_string(), pause, now));
+    let obstacle = outcome.obstacle(&assignment).or(paused);
+    let told = course.tell(obstacle.as_ref(), now).await;
+    let mut again = Vec::from_iter(decision.next);
+    again.extend(pause.map(|pause| pause.until));
+    again.extend((!outcome.taken.is_empty()).then(|| now + TAKEN_RETRY));
+    again.extend(outcome.overtaken.then_some(now));
+    let whole = outcome.is_whole();
     outcome.into_result()?;
-    if !wide && assignment.is_held() {
-        release(context, &assignment).await?;
+    told?;
+    if !wide && whole && assignment.is_held() {
+        let held = (&*assignment.declared.owner.uid, &*assignment.version);
+        release(context, name, held, &assignment.finalizers).await?;
     }
-    Ok(decision.next.into_iter().chain(again).min())
+    Ok(again.into_iter().min())
+}
+
+/// Takes away what stands for an assignment of which nothing is known but, where there is one, its
+/// metadata: what nobody declares does not stand, nor what cannot be told any more since a restart.
+async fn undeclared(
+    context: &Context,
+    name: &Name,
+    unread: Option<Unread>,
+) -> Result<Option<Timestamp>, Error> {
+    if !is_ours(context, name) {
+        return Ok(None);
+    }
+    let outcome = clear(context, name).await;
+    let whole = outcome.is_whole();
+    outcome.into_result()?;
+    match unread.filter(|unread| unread.going && whole) {
+        Some(unread) => {
+            let held = (&*unread.unreadable.uid, &*unread.version);
+            depart(context, name, held, &unread.finalizers).await
+        }
+        None => Ok(None),
+    }
+}
+
+/// A look under way.
+struct Course<'a> {
+    context: &'a Context,
+    name: &'a Name,
+    assignment: &'a Assignment,
+    decision: &'a Decision,
+    /// The revision that is being carried out.
+    revision: Option<u64>,
+    /// Whether its status speaks of what is done; that of one that cannot be read does not.
+    is_told: bool,
+}
+
+impl Course<'_> {
+    /// Whether something has changed meanwhile that matters more than the rest: the declaration, or
+    /// what it is about, or the access has ended.
+    fn is_overtaken(&self) -> bool {
+        let over = self.decision.next.is_some_and(|at| at <= clock::now());
+        over || self.context.assignments.lock().revision(self.name) != self.revision
+    }
+
+    async fn tell(&self, obstacle: Option<&Obstacle>, now: Timestamp) -> Result<(), Error> {
+        if !self.is_told {
+            return Ok(());
+        }
+        let status = report::status(
+            self.assignment,
+            self.decision,
+            self.context.assignments.lock().objects(self.name),
+            obstacle,
+            &self.context.settings.system_namespace,
+            now,
+        );
+        match status {
+            Some(status) => write_status(self.context, self.assignment, status).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// Whether assignments of its namespace are followed: what is made for others is for others to clear.
@@ -157,25 +222,28 @@ fn plan(
     (decision, changes)
 }
 
-/// What a look began with. Thousands of bindings take longer than anybody's access may go on that has
-/// ended meanwhile, so a look that grants stops for another when something ends.
-struct Since<'a> {
-    name: &'a Name,
-    last_ending: Option<u64>,
-    next: Option<Timestamp>,
-}
-
-impl Since<'_> {
-    fn is_over(&self, context: &Context) -> bool {
-        context.assignments.lock().last_ending(self.name) != self.last_ending
-            || self.next.is_some_and(|next| next <= clock::now())
-    }
-}
-
-/// The rules of the ClusterRole that the assignment names.
-async fn source(context: &Context, assignment: &Assignment) -> Result<Source, Error> {
-    let Some(role) = assignment.declared.source() else {
+/// What is to be known of the ClusterRole that the assignment speaks of. Access that has ended waits
+/// for no answer.
+async fn source(
+    context: &Context,
+    assignment: &Assignment,
+    now: Timestamp,
+) -> Result<Source, Error> {
+    let declared = &assignment.declared;
+    if declared.deleting || declared.expires.is_some_and(|at| at <= now) {
         return Ok(Source::None);
+    }
+    let role = match &declared.role {
+        Role::BuiltIn(role) => {
+            let role = role.cluster_role(&context.settings.role_prefix);
+            let is_there = context.assignments.lock().has_cluster_role(&role);
+            return Ok(if is_there {
+                Source::None
+            } else {
+                Source::Missing
+            });
+        }
+        Role::Custom(role) => role,
     };
     let (known, turns) = context.assignments.lock().source(role);
     if let Some(known) = known {
@@ -199,14 +267,18 @@ async fn source(context: &Context, assignment: &Assignment) -> Result<Source, Er
 struct Outcome {
     /// The first thing that failed, and at which object.
     failure: Option<(Key, Error)>,
+    /// Whether the apiserver says that Claviger does not hold what it is to grant.
+    escalates: bool,
     /// Objects of these names are somebody else's.
     taken: Vec<Key>,
+    /// Objects that are to go, grant nothing any more, and are held back by these finalizers.
+    held: Vec<(Key, Vec<String>)>,
     /// A ClusterRole that is to be bound does not exist.
     no_role: bool,
     /// Namespaces where something may yet succeed by itself.
     unsure: BTreeSet<String>,
-    /// Not everything was done, because something has ended meanwhile: another look comes first.
-    is_cut_short: bool,
+    /// Not everything was done, because something else matters more.
+    overtaken: bool,
 }
 
 impl Outcome {
@@ -215,6 +287,7 @@ impl Outcome {
             Class::Refused => {}
             Class::Conflict | Class::Transient => _ = self.unsure.insert(key.namespace.clone()),
         }
+        self.escalates |= report::is_escalation(&error);
         self.failure.get_or_insert((key, error));
     }
 
@@ -226,6 +299,11 @@ impl Outcome {
         self.unsure.contains(&key.namespace)
     }
 
+    /// Whether nothing is left that was to go.
+    fn is_whole(&self) -> bool {
+        self.failure.is_none() && self.held.is_empty() && !self.overtaken
+    }
+
     /// What is in the way.
     fn obstacle(&self, assignment: &Assignment) -> Option<Obstacle> {
         if let Some((_, error)) = &self.failure {
@@ -234,7 +312,11 @@ impl Outcome {
         if self.no_role {
             return Some(report::no_role(assignment));
         }
-        self.taken.first().map(report::taken)
+        if let Some((key, finalizers)) = self.held.first() {
+            return Some(report::held(key, finalizers));
+        }
+        let taken = self.taken.first().map(report::taken);
+        taken.or_else(|| self.overtaken.then(report::under_way))
     }
 
     fn into_result(self) -> Result<(), Error> {
@@ -244,7 +326,9 @@ impl Outcome {
 
 /// What came of one write.
 enum Written {
-    Done(Found),
+    Done(Box<Found>),
+    /// Another object has to go first, and these finalizers hold it back.
+    Held(Vec<String>),
     /// The ClusterRole does not exist.
     NoRole,
     /// The namespace is gone or going.
@@ -253,14 +337,22 @@ enum Written {
     Taken,
 }
 
-async fn perform(
-    context: &Context,
-    assignment: &Assignment,
-    changes: Changes,
-    since: &Since<'_>,
-) -> Outcome {
-    let mut outcome = Outcome::default();
-    withdraw(context, changes.withdraw, &mut outcome).await;
+async fn perform(course: &Course<'_>, changes: Changes) -> Outcome {
+    let (context, assignment) = (course.context, course.assignment);
+    let mut outcome = Outcome {
+        held: changes.stuck,
+        ..Outcome::default()
+    };
+    let overtaken = || course.is_overtaken();
+    withdraw(context, changes.withdraw, &mut outcome, overtaken).await;
+    if outcome.overtaken {
+        return outcome;
+    }
+    let attempted: Vec<Key> = changes
+        .write
+        .iter()
+        .map(|write| write.key.clone())
+        .collect();
     let (roles, bindings): (Vec<Write>, Vec<Write>) = changes
         .write
         .into_iter()
@@ -272,36 +364,52 @@ async fn perform(
         let written = one(context, assignment, write).await;
         take(context, key, written, &mut outcome);
     }
-    let hopeless = outcome.no_role
-        || outcome
-            .failure
-            .as_ref()
-            .is_some_and(|(_, error)| report::is_escalation(error));
-    if !hopeless {
-        let mut writing = stream::iter(bindings.take_while(|_| !since.is_over(context)))
-            .map(|write| async move { (write.key.clone(), one(context, assignment, write).await) })
-            .buffer_unordered(AT_ONCE);
-        // Each is known before the watch tells of it, or that would call for another look.
-        while let Some((key, written)) = writing.next().await {
-            take(context, key, written, &mut outcome);
+    if outcome.escalates {
+        // What cannot be granted any more is not granted any longer, as it was before either.
+        let left = standing(context, course.name, |key| {
+            matches!(assignment.declared.scope, Scope::Resource { .. }) || attempted.contains(key)
+        });
+        withdraw(context, left, &mut outcome, overtaken).await;
+    } else if !outcome.no_role {
+        while bindings.len() > 0 {
+            if attempted.len() - bindings.len() > STRETCH && course.is_overtaken() {
+                outcome.overtaken = true;
+                return outcome;
+            }
+            let stretch: Vec<Write> = bindings.by_ref().take(STRETCH).collect();
+            write_all(course, stretch, &mut outcome).await;
+            // How far it is. What fails here fails at the end as well, and is told of then.
+            if bindings.len() > 0 {
+                let _ = course.tell(Some(&report::under_way()), clock::now()).await;
+            }
         }
     }
-    // What takes the place of what is to be retired may not be there yet.
-    if since.is_over(context) {
-        outcome.is_cut_short = true;
-        return outcome;
-    }
     let retire = changes.retire.into_iter();
-    let retire = retire.filter(|(key, _)| !outcome.holds_back(key)).collect();
-    withdraw(context, retire, &mut outcome).await;
+    let retire: Vec<_> = retire.filter(|(key, _)| !outcome.holds_back(key)).collect();
+    withdraw(context, retire, &mut outcome, overtaken).await;
+    if !outcome.overtaken {
+        withdraw(context, changes.foreign, &mut outcome, overtaken).await;
+    }
     outcome
+}
+
+async fn write_all(course: &Course<'_>, bindings: Vec<Write>, outcome: &mut Outcome) {
+    let (context, assignment) = (course.context, course.assignment);
+    let mut writing = stream::iter(bindings)
+        .map(|write| async move { (write.key.clone(), one(context, assignment, write).await) })
+        .buffer_unordered(AT_ONCE);
+    // Each is known before the watch tells of it, or that would call for another look.
+    while let Some((key, written)) = writing.next().await {
+        take(context, key, written, outcome);
+    }
 }
 
 fn take(context: &Context, key: Key, written: Result<Written, Error>, outcome: &mut Outcome) {
     match written {
         Ok(Written::Done(found)) => {
-            context.assignments.lock().observe(key, found);
+            context.assignments.lock().observe(key, *found);
         }
+        Ok(Written::Held(finalizers)) => outcome.held.push((key, finalizers)),
         Ok(Written::NoRole) => outcome.no_role = true,
         // The watch of namespaces will tell.
         Ok(Written::NoNamespace) => {}
@@ -311,55 +419,112 @@ fn take(context: &Context, key: Key, written: Result<Written, Error>, outcome: &
 }
 
 /// Deletes objects, bindings before the Roles that they refer to.
-async fn withdraw(context: &Context, objects: Vec<(Key, String)>, outcome: &mut Outcome) {
+async fn withdraw(
+    context: &Context,
+    objects: Vec<(Key, String)>,
+    outcome: &mut Outcome,
+    overtaken: impl Fn() -> bool,
+) {
     let (bindings, roles): (Vec<_>, Vec<_>) = objects
         .into_iter()
         .partition(|(key, _)| key.kind != ObjectKind::Role);
     for objects in [bindings, roles] {
-        let mut deleting = stream::iter(objects)
-            .map(|(key, uid)| async move {
-                let deleted = delete(context, &key, &uid).await;
-                (key, deleted)
-            })
-            .buffer_unordered(AT_ONCE);
-        while let Some((key, deleted)) = deleting.next().await {
-            if let Err(error) = deleted {
-                outcome.fail(key, error);
+        for (index, stretch) in objects.chunks(STRETCH).enumerate() {
+            if index > 0 && overtaken() {
+                outcome.overtaken = true;
+                return;
+            }
+            let mut deleting = stream::iter(stretch.to_vec())
+                .map(|(key, uid)| async move {
+                    let deleted = delete(context, &key, &uid).await;
+                    (key, deleted)
+                })
+                .buffer_unordered(AT_ONCE);
+            while let Some((key, deleted)) = deleting.next().await {
+                match deleted {
+                    Ok(None) => {}
+                    Ok(Some(finalizers)) => outcome.held.push((key, finalizers)),
+                    Err(error) => outcome.fail(key, error),
+                }
             }
         }
     }
 }
 
-async fn delete(context: &Context, key: &Key, uid: &str) -> Result<(), Error> {
-    match context.roles.delete(key, uid).await {
+/// The finalizers that hold an object back; nothing of one that is gone.
+type Held = Option<Vec<String>>;
+
+/// Deletes an object. One that somebody holds back Kubernetes heeds for as long as it is there: it is
+/// made to grant nothing, and the finalizers are answered that hold it.
+async fn delete(context: &Context, key: &Key, uid: &str) -> Result<Held, Error> {
+    let roles = &context.roles;
+    let mut left = roles.delete(key, uid).await;
+    if let Ok(Some(found)) = &left
+        && !found.observed.is_bare()
+    {
+        match roles.empty(key, uid).await {
+            // Nor does it grant anything for as long as its role is not there.
+            Err(kube::Error::Api(answer)) if is_about_role(&answer) => {}
+            emptied => left = emptied.map(Some),
+        }
+    }
+    let left = match left {
         // Gone, or another has its name, of which the watch tells.
-        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => {}
-        deleted => deleted.with_context(|_| WithdrawSnafu {
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => None,
+        left => left.with_context(|_| WithdrawSnafu {
             object: key.to_string(),
         })?,
+    };
+    let mut state = context.assignments.lock();
+    match left {
+        None => {
+            state.lose(key, Some(uid));
+            Ok(None)
+        }
+        Some(found) => {
+            let finalizers = found.observed.finalizers.clone();
+            state.observe(key.clone(), found);
+            Ok(Some(finalizers))
+        }
     }
-    context.assignments.lock().lose(key, Some(uid));
-    Ok(())
 }
 
 async fn one(context: &Context, assignment: &Assignment, write: Write) -> Result<Written, Error> {
     let Write { key, content, over } = write;
     let declared = &assignment.declared;
     let roles = &context.roles;
-    let written = match over {
-        Over::Ours(uid) => roles.apply(declared, &key, &content, &uid).await,
-        Over::Unchangeable(uid) => {
-            delete(context, &key, &uid).await?;
-            roles.create(declared, &key, &content).await
-        }
-        Over::Nothing => match roles.create(declared, &key, &content).await {
+    if over == Over::Nothing {
+        return match roles.create(declared, &key, &content).await {
             Err(kube::Error::Api(answer)) if answer.is_already_exists() => {
-                return over_unseen(context, assignment, &key, &content).await;
+                over_unseen(context, assignment, &key, &content).await
             }
-            created => created,
-        },
+            created => sorted(&key, created),
+        };
+    }
+    replace(context, assignment, &key, &content, over).await
+}
+
+/// Writes over an object of ours.
+async fn replace(
+    context: &Context,
+    assignment: &Assignment,
+    key: &Key,
+    wanted: &Content,
+    over: Over,
+) -> Result<Written, Error> {
+    let declared = &assignment.declared;
+    let roles = &context.roles;
+    let written = match over {
+        Over::Nothing => roles.create(declared, key, wanted).await,
+        Over::Ours(uid) => roles.apply(declared, key, wanted, &uid).await,
+        Over::Unchangeable(uid) => {
+            if let Some(finalizers) = delete(context, key, &uid).await? {
+                return Ok(Written::Held(finalizers));
+            }
+            roles.create(declared, key, wanted).await
+        }
     };
-    sorted(&key, written)
+    sorted(key, written)
 }
 
 /// An object of this name stands, and the watch has not told of it: it lost its label, or it is
@@ -379,29 +544,39 @@ async fn over_unseen(
             .with_context(|_| GrantSnafu { object: object() });
     };
     let declared = &assignment.declared;
+    let digest = declared.digest();
     let named = found.observed.assignment.as_ref();
     let ours = named.is_some_and(|(namespace, name)| {
         *namespace == declared.namespace && *name == declared.owner.name
-    }) || found.observed.digest == declared.digest();
+    }) || found.observed.digest == digest;
     if !ours {
         return Ok(Written::Taken);
     }
-    let uid = &found.observed.uid;
-    sorted(key, context.roles.apply(declared, key, wanted, uid).await)
+    // Without its label it is not followed, whatever it says.
+    let over = role::over(declared, &digest, key, wanted, &found.observed)
+        .unwrap_or_else(|| Over::Ours(found.observed.uid.clone()));
+    replace(context, assignment, key, wanted, over).await
+}
+
+/// What kind of thing an answer is about.
+fn about(answer: &kube::core::Status) -> &str {
+    let details = answer.details.as_ref();
+    details.map(|details| &*details.kind).unwrap_or_default()
+}
+
+/// Whether an answer says that the role of a binding does not exist.
+fn is_about_role(answer: &kube::core::Status) -> bool {
+    let about = about(answer);
+    answer.code == 404 && about.contains("role") && !about.contains("binding")
 }
 
 /// Tells refusals apart that pass when something else changes.
 fn sorted(key: &Key, written: kube::Result<Found>) -> Result<Written, Error> {
     if let Err(kube::Error::Api(answer)) = &written {
-        let about = answer
-            .details
-            .as_ref()
-            .map(|details| details.kind.as_str())
-            .unwrap_or_default();
-        if answer.code == 404 && about.contains("role") && !about.contains("binding") {
+        if is_about_role(answer) {
             return Ok(Written::NoRole);
         }
-        if answer.code == 404 && about == "namespaces" {
+        if answer.code == 404 && about(answer) == "namespaces" {
             return Ok(Written::NoNamespace);
         }
         let terminating = answer.details.as_ref().is_some_and(|details| {
@@ -412,35 +587,80 @@ fn sorted(key: &Key, written: kube::Result<Found>) -> Result<Written, Error> {
             return Ok(Written::NoNamespace);
         }
     }
-    written.map(Written::Done).with_context(|_| GrantSnafu {
+    let written = written.map(|found| Written::Done(Box::new(found)));
+    written.with_context(|_| GrantSnafu {
         object: key.to_string(),
     })
 }
 
-/// Takes away what is left of an assignment that is gone.
-async fn clear(context: &Context, name: &Name) -> Result<(), Error> {
-    let left: Vec<(Key, String)> = {
-        let state = context.assignments.lock();
-        let objects = state.objects(name).into_iter().flatten();
-        objects
-            .map(|(key, observed)| (key.clone(), observed.uid.clone()))
-            .collect()
-    };
-    let mut outcome = Outcome::default();
-    withdraw(context, left, &mut outcome).await;
-    outcome.into_result()
+/// The objects of an assignment that are known to stand, with their UIDs.
+fn standing(context: &Context, name: &Name, meant: impl Fn(&Key) -> bool) -> Vec<(Key, String)> {
+    let state = context.assignments.lock();
+    let objects = state.objects(name).into_iter().flatten();
+    objects
+        .filter(|(key, _)| meant(key))
+        .map(|(key, observed)| (key.clone(), observed.uid.clone()))
+        .collect()
 }
 
-/// What the plan puts right that was right before, in words.
-fn restored(assignment: &Assignment, changes: &Changes) -> Vec<String> {
+/// Takes away what is left of an assignment that is gone.
+async fn clear(context: &Context, name: &Name) -> Outcome {
+    let mut outcome = Outcome::default();
+    let left = standing(context, name, |_| true);
+    withdraw(context, left, &mut outcome, || false).await;
+    outcome
+}
+
+/// What others have changed of an assignment's objects.
+#[derive(Default)]
+struct Drift {
+    keys: BTreeSet<Key>,
+    /// Who did, as far as the objects tell.
+    by: BTreeSet<String>,
+}
+
+impl Drift {
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    fn contains(&self, key: &Key) -> bool {
+        self.keys.contains(key)
+    }
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
+        f.write_str(&role::in_short(&keys))?;
+        if !self.by.is_empty() {
+            let by: Vec<&String> = self.by.iter().collect();
+            write!(f, " (changed by {})", role::in_short(&by))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the plan puts right that was right before.
+fn drift(
+    context: &Context,
+    assignment: &Assignment,
+    changes: &Changes,
+    fought: Option<Contest>,
+    now: Timestamp,
+) -> Drift {
     let status = &assignment.status;
     let before = status.effective.as_ref();
     let active = before.is_some_and(|before| before.state == Some(AccessState::Active));
-    if !active || status.observed_generation != assignment.generation {
-        return Vec::new();
+    let mut conditions = status.conditions.iter();
+    let ready = conditions.any(|found| found.type_ == READY && found.status == "True");
+    // In a pause it is not.
+    let right = ready || fought.is_some_and(|fought| fought.goes_on(now));
+    if !active || !right || status.observed_generation != assignment.generation {
+        return Drift::default();
     }
     let follows = assignment.declared.source().is_some();
-    changes
+    let keys: BTreeSet<Key> = changes
         .write
         .iter()
         .filter(|write| match write.over {
@@ -449,35 +669,52 @@ fn restored(assignment: &Assignment, changes: &Changes) -> Vec<String> {
             Over::Unchangeable(_) => true,
             Over::Nothing => !assignment.declared.scope.is_wide(),
         })
-        .map(|write| write.key.to_string())
-        .take(5)
-        .collect()
+        .map(|write| write.key.clone())
+        .collect();
+    let state = context.assignments.lock();
+    let by = keys
+        .iter()
+        .filter_map(|key| state.object(key)?.by.clone())
+        .collect();
+    Drift { keys, by }
 }
 
 /// Holds an assignment back: from now on a deletion waits for [`depart`].
-async fn hold(context: &Context, assignment: &Assignment) -> Result<(), Error> {
+async fn hold(context: &Context, name: &Name, assignment: &Assignment) -> Result<(), Error> {
     let mut finalizers = assignment.finalizers.clone();
     finalizers.push(ASSIGNMENT_FINALIZER.to_owned());
-    write_finalizers(context, assignment, finalizers).await
+    let held = (&*assignment.declared.owner.uid, &*assignment.version);
+    write_finalizers(context, name, held, &finalizers).await
 }
 
-async fn release(context: &Context, assignment: &Assignment) -> Result<(), Error> {
-    let finalizers = assignment.finalizers.iter();
-    let finalizers = finalizers
+/// Takes our finalizer off these of an assignment, the one of this UID and version.
+async fn release(
+    context: &Context,
+    name: &Name,
+    held: (&str, &str),
+    finalizers: &[String],
+) -> Result<(), Error> {
+    let finalizers = finalizers.iter();
+    let others: Vec<String> = finalizers
         .filter(|name| *name != ASSIGNMENT_FINALIZER)
         .cloned()
         .collect();
-    write_finalizers(context, assignment, finalizers).await
+    write_finalizers(context, name, held, &others).await
 }
 
 /// Lets an assignment go whose objects are gone: those that the caches know of are; whether there are
-/// others, the apiserver is asked.
-async fn depart(context: &Context, name: &Name, assignment: &Assignment) -> Result<(), Error> {
-    if !assignment.is_held() {
-        return Ok(());
+/// others, the apiserver is asked. While one is left, it stays.
+async fn depart(
+    context: &Context,
+    name: &Name,
+    held: (&str, &str),
+    finalizers: &[String],
+) -> Result<Option<Timestamp>, Error> {
+    if !finalizers.iter().any(|name| name == ASSIGNMENT_FINALIZER) {
+        return Ok(None);
     }
     if context.settings.namespaces.is_empty() {
-        let digest = assignment.declared.digest();
+        let digest = role::digest(&name.namespace, &name.name);
         let mut left = context
             .roles
             .list_bindings(&digest)
@@ -497,31 +734,36 @@ async fn depart(context: &Context, name: &Name, assignment: &Assignment) -> Resu
         let left = left.into_iter().filter(|(_, found)| ours(found));
         let left = left.map(|(key, found)| (key, found.observed.uid)).collect();
         let mut outcome = Outcome::default();
-        withdraw(context, left, &mut outcome).await;
+        withdraw(context, left, &mut outcome, || false).await;
+        let whole = outcome.is_whole();
         outcome.into_result()?;
+        if !whole {
+            // Known by now: the next look says so.
+            return Ok(Some(clock::now()));
+        }
     }
-    release(context, assignment).await
+    release(context, name, held, finalizers)
+        .await
+        .map(|()| None)
 }
 
 async fn write_finalizers(
     context: &Context,
-    assignment: &Assignment,
-    finalizers: Vec<String>,
+    name: &Name,
+    (uid, version): (&str, &str),
+    finalizers: &[String],
 ) -> Result<(), Error> {
-    let declared = &assignment.declared;
-    let written = k8s::status::assignment_finalizers(
-        &context.client,
-        &declared.namespace,
-        &declared.owner,
-        &assignment.version,
-        &finalizers,
-    )
-    .await;
+    let owner = Owner {
+        name: name.name.clone(),
+        uid: uid.to_owned(),
+    };
+    let client = &context.client;
+    let namespace = &name.namespace;
+    let written =
+        k8s::status::assignment_finalizers(client, namespace, &owner, version, finalizers).await;
     match written {
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
-        written => written.context(HoldAssignmentSnafu {
-            name: &declared.owner.name,
-        }),
+        written => written.context(HoldAssignmentSnafu { name: &name.name }),
     }
 }
 
@@ -568,17 +810,15 @@ async fn write_status(
 /// # Errors
 /// The write that failed.
 pub async fn tell_unreadable(context: &Context, name: &Name) -> Result<Option<Timestamp>, Error> {
-    let Some(unreadable) = context.assignments.lock().unreadable(name) else {
+    let (unread, known) = {
+        let state = context.assignments.lock();
+        (state.unreadable(name), state.assignment(name).is_some())
+    };
+    let Some(unread) = unread else {
         return Ok(None);
     };
-    let report = Report {
-        state: State::Stalled,
-        reason: Reason::Invalid,
-        message: format!(
-            "the resource cannot be read: {}. What it declared last stands; correct it, or update the definition",
-            unreadable.fault
-        ),
-    };
+    let unreadable = unread.unreadable;
+    let report = report::unreadable(&unreadable.fault, known);
     let status = RoleAssignmentStatus {
         observed_generation: unreadable.generation,
         conditions: conditions(&report, &[], unreadable.generation, clock::now()),

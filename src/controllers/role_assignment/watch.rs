@@ -8,6 +8,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
+    api::ObjectMeta,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::watcher,
 };
@@ -19,6 +20,7 @@ use crate::{
         context::Context,
         declarations::{Declarations, Kind},
         naming::{Name, Unreadable},
+        role_assignment::cache::Unread,
         watch::{Follower, Progress, api, follow},
     },
     domain::role::{self, Key},
@@ -115,9 +117,24 @@ impl Kind for Assignments {
     }
 
     fn declare_unreadable(&self, name: Name, unreadable: Unreadable) {
+        self.declare_metadata(name, unreadable, &ObjectMeta::default());
+    }
+
+    fn declare_metadata(&self, name: Name, unreadable: Unreadable, metadata: &ObjectMeta) {
+        let unread = Unread {
+            unreadable,
+            version: metadata.resource_version.clone().unwrap_or_default(),
+            going: metadata.deletion_timestamp.is_some(),
+            finalizers: metadata.finalizers.clone().unwrap_or_default(),
+        };
+        let prefix = &self.0.settings.role_prefix;
         let mut state = self.0.assignments.lock();
-        if state.declare_unreadable(name.clone(), unreadable) {
-            self.0.queue.soon(Item::UnreadableAssignment(name));
+        if state.declare_unreadable(&name, unread, prefix) {
+            drop(state);
+            let told = Item::UnreadableAssignment(name.clone());
+            self.0.queue.soon(told);
+            // What it declared last may be over by now, or not be known.
+            call(&self.0, vec![name]);
         }
     }
 

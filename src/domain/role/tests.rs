@@ -81,6 +81,7 @@ fn stand(assignment: &Assignment, objects: &Objects) -> BTreeMap<Key, Arc<Observ
                 } else {
                     Vec::new()
                 },
+                ..Observed::default()
             };
             (key.clone(), Arc::new(observed))
         })
@@ -451,6 +452,20 @@ fn a_custom_role_that_permits_anything_else_than_what_the_doors_do_grants_nothin
             true,
         ),
         (urls, true),
+        (
+            rule(&ours, &["functionkeys/value"], &[], &["get", "shred"]),
+            true,
+        ),
+        (
+            rule(&ours, &["secretvaults/secrets"], &[], &["get", "shred"]),
+            false,
+        ),
+        (rule(&ours, &["secretvaults/secrets"], &[], &["*"]), false),
+        // A verb of another door.
+        (
+            rule(&ours, &["secretvaults/secrets"], &[], &["send"]),
+            false,
+        ),
         (rule(&ours, &["secretvaults"], &[], &["patch"]), false),
         (
             rule(&ours, &["secretvaults/status"], &[], &["patch"]),
@@ -549,28 +564,140 @@ fn another_role_is_bound_under_another_name_before_the_old_binding_goes() {
 }
 
 #[test]
-fn another_principal_or_resource_is_written_in_place() {
+fn another_resource_is_written_in_place_and_another_principal_beside_what_goes_first() {
     let vault = |name: &str| Scope::Resource {
         kind: Kind::SecretVault,
         name: name.to_owned(),
     };
     let before = assignment(vault("payments"));
     let standing = stand(&before, &decided(&before).objects);
+    let elsewhere = Assignment {
+        scope: vault("ledger"),
+        ..before.clone()
+    };
+    let in_place = changes(&elsewhere, &decided(&elsewhere).objects, &standing);
+    assert!(in_place.withdraw.is_empty() && in_place.retire.is_empty());
+    let written: Vec<ObjectKind> = in_place.write.iter().map(|write| write.key.kind).collect();
+    assert_eq!(written, [ObjectKind::Role]);
+    assert!(matches!(in_place.write[0].over, Over::Ours(_)));
+    // Whose access ends does not wait, and is bound to nothing that is written for another.
     let other = Assignment {
         principal: Principal::Group("staff".to_owned()),
-        scope: vault("ledger"),
-        ..before
+        ..elsewhere
     };
     let changes = changes(&other, &decided(&other).objects, &standing);
-    assert!(changes.withdraw.is_empty() && changes.retire.is_empty());
-    let kinds: Vec<ObjectKind> = changes.write.iter().map(|write| write.key.kind).collect();
-    assert_eq!(kinds, [ObjectKind::Role, ObjectKind::RoleBinding]);
-    assert!(
-        changes
-            .write
-            .iter()
-            .all(|write| matches!(write.over, Over::Ours(_)))
+    let kinds = |list: &[(Key, String)]| list.iter().map(|(key, _)| key.kind).collect::<Vec<_>>();
+    assert_eq!(kinds(&changes.withdraw), [ObjectKind::RoleBinding]);
+    assert_eq!(kinds(&changes.retire), [ObjectKind::Role]);
+    assert_eq!(changes.write.len(), 2);
+    for write in &changes.write {
+        assert_eq!(write.over, Over::Nothing);
+        assert!(!standing.contains_key(&write.key));
+    }
+}
+
+#[test]
+fn what_somebody_holds_back_is_not_deleted_again_once_it_grants_nothing() {
+    let over = Assignment {
+        expires: Some(time(-1)),
+        ..assignment(Scope::Namespace)
+    };
+    let mut standing = stand(&over, &decided(&assignment(Scope::Namespace)).objects);
+    let key = standing.keys().next().unwrap().clone();
+    let mut hold = |change: &dyn Fn(&mut Observed)| {
+        change(Arc::make_mut(standing.get_mut(&key).unwrap()));
+        changes(&over, &decided(&over).objects, &standing)
+    };
+    // RBAC heeds what is being deleted.
+    let going = hold(&|observed| {
+        observed.going = true;
+        observed.finalizers = vec!["example.com/keep".to_owned()];
+    });
+    assert_eq!((going.withdraw.len(), going.stuck.len()), (1, 0));
+    let bare = hold(&|observed| {
+        if let Some(Content::Binding { subjects, .. }) = &mut observed.content {
+            subjects.clear();
+        }
+    });
+    assert!(bare.are_none());
+    assert_eq!(
+        bare.stuck,
+        [(key.clone(), vec!["example.com/keep".to_owned()])]
     );
+    // Declared again, it is written again.
+    let again = assignment(Scope::Namespace);
+    let again = changes(&again, &decided(&again).objects, &standing);
+    assert_eq!((again.write.len(), again.stuck.len()), (1, 0));
+}
+
+#[test]
+fn what_only_bears_the_marks_of_an_assignment_goes_last() {
+    let less = assignment(Scope::Namespace);
+    let mut standing = stand(&less, &decided(&less).objects);
+    let (key, observed) = standing.pop_first().unwrap();
+    let digits = key.name.rsplit('-').next().unwrap();
+    for name in [
+        "stray".to_owned(),
+        format!("other-{digits}"),
+        format!("web-reads-payments-{}", &digits[1..]),
+        format!("web-reads-payments-{}", digits.to_uppercase()),
+    ] {
+        let key = Key {
+            name,
+            ..key.clone()
+        };
+        let standing = BTreeMap::from([(key.clone(), Arc::clone(&observed))]);
+        for wanted in [Objects::new(), decided(&less).objects] {
+            let changes = changes(&less, &wanted, &standing);
+            assert_eq!(changes.foreign, [(key.clone(), observed.uid.clone())]);
+            assert!(changes.withdraw.is_empty() && changes.retire.is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_others_keep_changing_is_put_right_after_pauses_that_double() {
+    let mut contest = None;
+    let mut now = time(0);
+    let mut pauses = Vec::new();
+    for _ in 0..14 {
+        let next = Contest::after(contest, now);
+        pauses.push(next.until.duration_since(now).as_millis());
+        now = next.until;
+        contest = Some(next);
+    }
+    assert_eq!(pauses[..4], [20, 40, 80, 160]);
+    assert!(pauses.is_sorted() && pauses[12..] == [60_000; 2]);
+    // Whoever stops for a while is not remembered.
+    let later = contest.unwrap().until + SignedDuration::from_secs(61);
+    assert!(!contest.unwrap().goes_on(later));
+    assert_eq!(Contest::after(contest, later).rounds, 1);
+}
+
+#[test]
+fn a_built_in_role_whose_cluster_role_is_not_there_is_bound_nowhere() {
+    let of = |assignment: &Assignment| {
+        let nothing = BTreeMap::new();
+        decide(assignment, &nothing, &Source::Missing, &setting(), time(0)).standing
+    };
+    let missing = Standing::Refused(Refusal::NoRole);
+    assert_eq!(of(&assignment(Scope::Namespace)), missing);
+    assert_eq!(of(&from_system(Scope::Cluster)), missing);
+    // What it permits on one resource is copied from here.
+    let one = Scope::Resource {
+        kind: Kind::SecretVault,
+        name: "payments".to_owned(),
+    };
+    assert_eq!(of(&assignment(one)), Standing::Active);
+}
+
+#[test]
+fn a_scope_is_told_in_short_however_long_it_is() {
+    let values: BTreeSet<String> = (10..74).map(|value| value.to_string()).collect();
+    let tests = (10..42).map(|label| (format!("l{label}"), Test::NotIn(values.clone())));
+    let told = Scope::Selected(Selector(tests.collect())).to_string();
+    let expected = "namespaces l10 notin (10,11,12 and 61 more),l11 notin (10,11,12 and 61 more),l12 notin (10,11,12 and 61 more) and 29 more";
+    assert_eq!(told, expected);
 }
 
 #[test]
@@ -783,11 +910,64 @@ fn carry_out(
             standing.extend(stand(assignment, &one));
         }
     }
-    for (key, _) in &changes.retire {
+    for (key, _) in changes.retire.iter().chain(&changes.foreign) {
         if step() {
             standing.remove(key);
         }
     }
+}
+
+/// Who may do what, where: each subject with each rule that some binding gives it. Of a ClusterRole
+/// it does not matter here what it permits.
+fn grants(standing: &BTreeMap<Key, Arc<Observed>>) -> BTreeSet<String> {
+    let mut grants = BTreeSet::new();
+    for (key, observed) in standing {
+        let Some(Content::Binding { role, subjects }) = &observed.content else {
+            continue;
+        };
+        let rules = match role {
+            RoleRef::ClusterRole(name) => vec![name.clone()],
+            RoleRef::Role(name) => {
+                let role = Key {
+                    kind: ObjectKind::Role,
+                    namespace: key.namespace.clone(),
+                    name: name.clone(),
+                };
+                match standing.get(&role).and_then(|role| role.content.as_ref()) {
+                    Some(Content::Rules(rules)) => rules.iter().map(Rule::to_string).collect(),
+                    _ => Vec::new(),
+                }
+            }
+        };
+        for subject in subjects {
+            let at = &key.namespace;
+            grants.extend(rules.iter().map(|rule| format!("{subject} {at}: {rule}")));
+        }
+    }
+    grants
+}
+
+/// One of few assignments that all grant something, with one of few names.
+fn any_granting() -> impl Strategy<Value = Assignment> {
+    let scope = prop_oneof![
+        3 => prop::sample::select(vec!["a", "b"]).prop_map(|name| Scope::Resource {
+            kind: Kind::SecretVault,
+            name: name.to_owned()
+        }),
+        1 => Just(Scope::Namespace),
+        1 => Just(Scope::Cluster),
+    ];
+    let role = prop::sample::select(vec![
+        BuiltIn::SecretVaultReader,
+        BuiltIn::SecretVaultSecretsUser,
+        BuiltIn::SecretVaultAdministrator,
+    ]);
+    let subject = prop::sample::select(vec!["a", "b"]);
+    (scope, role, subject).prop_map(|(scope, role, subject)| Assignment {
+        role: Role::BuiltIn(role),
+        principal: Principal::User(subject.to_owned()),
+        ..from_system(scope)
+    })
 }
 
 /// Whether the principal has some role in a namespace.
@@ -798,6 +978,24 @@ fn reaches(standing: &BTreeMap<Key, Arc<Observed>>, namespace: &str) -> bool {
 }
 
 proptest! {
+    #[test]
+    fn at_no_moment_has_anybody_what_is_declared_neither_before_nor_after(
+        before in any_granting(),
+        after in any_granting(),
+        cut in 0_usize..6,
+    ) {
+        let mut standing = stand(&before, &decided(&before).objects);
+        let wanted = decided(&after).objects;
+        let mut declared = grants(&standing);
+        prop_assert!(!declared.is_empty());
+        declared.append(&mut grants(&stand(&after, &wanted)));
+        let changes = changes(&after, &wanted, &standing);
+        carry_out(&after, &mut standing, &changes, cut);
+        for grant in grants(&standing) {
+            prop_assert!(declared.contains(&grant), "{grant}");
+        }
+    }
+
     #[test]
     fn from_anywhere_it_comes_to_what_is_declared_and_stays_there(
         before in any_assignment(),
@@ -821,7 +1019,8 @@ proptest! {
         let had: Vec<String> = later.keys().filter(|name| reaches(&standing, name)).cloned().collect();
         carry_out(&after, &mut standing, &half, cut);
         let wanted = stand(&after, &second.objects);
-        for namespace in had.iter().filter(|name| reaches(&wanted, name)) {
+        let same = before.principal == after.principal;
+        for namespace in had.iter().filter(|name| same && reaches(&wanted, name)) {
             prop_assert!(reaches(&standing, namespace), "no role in {namespace} in between");
         }
         let rest = changes(&after, &second.objects, &standing);
