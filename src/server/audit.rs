@@ -6,12 +6,14 @@
 //!
 //! Lines are written by a thread of their own, those of some milliseconds at once: to wake it for each
 //! would cost more than all the rest of an access. When it falls behind, requests wait for it: an
-//! access without a line would be worse than a slow one.
+//! access without a line would be worse than a slow one. What cannot be written, as on a full disk, is
+//! lost and counted, and holds nobody up.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt as _,
+    net::IpAddr,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -23,9 +25,14 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    domain::identity::{Identity, is_object_name},
+    clock,
+    domain::{
+        access_token::uuid,
+        identity::{Identity, is_object_name},
+    },
     k8s::review::Action,
     metrics::Metrics,
+    server::router::random,
 };
 
 const BACKLOG: usize = 4096;
@@ -42,7 +49,7 @@ pub struct Record {
     pub time: Timestamp,
     /// Names the request; the answer carries it, too.
     pub request_id: String,
-    /// Which door.
+    /// Which door; `listener` if the request got to none.
     pub door: &'static str,
     /// How it ended.
     pub outcome: Outcome,
@@ -56,7 +63,7 @@ pub struct Record {
     pub reason: Option<&'static str>,
     /// The address that it came from.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<std::net::IpAddr>,
+    pub source: Option<IpAddr>,
     /// Who it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<Caller>,
@@ -66,6 +73,25 @@ pub struct Record {
     /// The access token that was issued.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Issued>,
+}
+
+impl Record {
+    /// Of a request that begins now and comes from this address.
+    pub fn begun(door: &'static str, source: Option<IpAddr>) -> Self {
+        Self {
+            time: clock::now(),
+            request_id: uuid(random()),
+            door,
+            outcome: Outcome::Abandoned,
+            status: None,
+            milliseconds: 0,
+            reason: None,
+            source,
+            caller: None,
+            object: None,
+            token: None,
+        }
+    }
 }
 
 /// How an access ended.
@@ -189,24 +215,31 @@ impl Audit {
         Self::to(io::stdout(), metrics)
     }
 
-    /// To the end of this file, which only its owner may read.
+    /// To the end of this file, which only its owner may read. When it was moved away or deleted, the
+    /// next line begins another one.
     ///
     /// # Errors
     /// When it cannot be opened.
     pub fn to_file(path: &Path, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(path)?;
-        Ok(Self::to(file, metrics))
+        let file = open(path)?;
+        let path = path.to_owned();
+        let successor = move |file: &File| successor(file, &path);
+        Ok(Self::spawn(file, successor, metrics))
     }
 
     /// To whatever can be written to. Call [`Audit::flush`] before the process ends.
     pub fn to(target: impl Write + Send + 'static, metrics: Arc<Metrics>) -> Self {
+        Self::spawn(target, |_| Ok(None), metrics)
+    }
+
+    fn spawn<W: Write + Send + 'static>(
+        target: W,
+        successor: impl Fn(&W) -> io::Result<Option<W>> + Send + 'static,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let (entries, queue) = mpsc::channel(BACKLOG);
         let failures = Arc::clone(&metrics);
-        thread::spawn(move || write(target, queue, &failures));
+        thread::spawn(move || write(target, successor, queue, &failures));
         Self { entries, metrics }
     }
 
@@ -243,6 +276,11 @@ struct Pending {
 }
 
 impl Trail {
+    /// Notes which door was reached.
+    pub fn door(&self, door: &'static str) {
+        self.0.note(|record| record.door = door);
+    }
+
     /// Notes who it is.
     pub fn caller(&self, identity: &Identity) {
         self.0.note(|record| record.caller = Some(identity.into()));
@@ -264,7 +302,7 @@ impl Trail {
     }
 
     /// The address that the request came from.
-    pub fn source(&self) -> Option<std::net::IpAddr> {
+    pub fn source(&self) -> Option<IpAddr> {
         self.0.lock().as_ref().and_then(|record| record.source)
     }
 
@@ -279,18 +317,22 @@ impl Trail {
 
     /// Finishes the record; waits if there are too many.
     pub async fn finish(&self, status: u16) {
-        let finished = self.0.take(Outcome::of(status), Some(status));
-        if let Some(record) = finished
-            && self
-                .0
-                .audit
-                .entries
-                .send(Entry::Line(record.into()))
-                .await
-                .is_err()
-        {
-            self.0.audit.metrics.audit_failed();
+        // Its place first: whoever is not waited for to the end leaves a record that can be finished.
+        let place = self.0.audit.entries.reserve().await;
+        let Some(record) = self.0.take(Outcome::of(status), Some(status)) else {
+            return;
+        };
+        match place {
+            Ok(place) => place.send(Entry::Line(record.into())),
+            Err(_) => self.0.audit.metrics.audit_failed(),
         }
+    }
+
+    /// Finishes the record of what was refused before a door, unless it is finished. Does not wait:
+    /// these have no place among the requests under way, and so nothing bounds how many would.
+    pub fn refuse(&self, status: u16, reason: &'static str) {
+        self.reason(reason);
+        self.0.hand_over(Outcome::of(status), Some(status));
     }
 }
 
@@ -310,14 +352,8 @@ impl Pending {
         Some(record)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Record>> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let Some(record) = self.take(Outcome::Abandoned, None)
+    fn hand_over(&self, outcome: Outcome, status: Option<u16>) {
+        if let Some(record) = self.take(outcome, status)
             && self
                 .audit
                 .entries
@@ -327,54 +363,262 @@ impl Drop for Pending {
             self.audit.metrics.audit_failed();
         }
     }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Record>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn write(target: impl Write, mut queue: mpsc::Receiver<Entry>, metrics: &Metrics) {
-    let mut target = io::BufWriter::with_capacity(PIECE, target);
-    let mut is_well = true;
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.hand_over(Outcome::Abandoned, None);
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// The file that is at the path now, if it is not this one: somebody rotates.
+fn successor(file: &File, path: &Path) -> io::Result<Option<File>> {
+    let there = match fs::metadata(path) {
+        Ok(there) => Some((there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let own = file.metadata()?;
+    if there == Some((own.dev(), own.ino())) {
+        return Ok(None);
+    }
+    open(path).map(Some)
+}
+
+fn write<W: Write>(
+    mut target: W,
+    successor: impl Fn(&W) -> io::Result<Option<W>>,
+    mut queue: mpsc::Receiver<Entry>,
+    metrics: &Metrics,
+) {
+    let mut text = Vec::with_capacity(PIECE);
+    let (mut is_torn, mut is_well) = (false, true);
     while let Some(first) = queue.blocking_recv() {
         if matches!(first, Entry::Line(_)) {
             thread::sleep(GATHERING);
         }
-        let (mut next, mut waiting, mut failed) = (Some(first), Vec::new(), None);
+        text.clear();
+        if is_torn {
+            // What there was no room for must not spoil what comes after it.
+            text.push(b'\n');
+        }
+        let (mut lines, mut waiting) = (0, Vec::new());
+        let mut next = Some(first);
         while let Some(entry) = next {
             match entry {
                 Entry::Line(record) => {
-                    if let Err(error) = line(&mut target, &record) {
-                        metrics.audit_failed();
-                        failed = Some(error);
-                    }
+                    serde_json::to_writer(&mut text, &record)
+                        .expect("strings, numbers and times are JSON");
+                    text.push(b'\n');
+                    lines += 1;
                 }
                 Entry::Flush(done) => waiting.push(done),
             }
-            next = queue.try_recv().ok();
+            next = (text.len() < PIECE)
+                .then(|| queue.try_recv().ok())
+                .flatten();
         }
-        // Nothing stays behind when nothing more comes.
-        if let Err(error) = target.flush() {
-            metrics.audit_failed();
-            failed = Some(error);
+        if lines > 0 {
+            let followed = successor(&target).map(|successor| {
+                if let Some(successor) = successor {
+                    target = successor;
+                    if is_torn {
+                        text.remove(0);
+                        is_torn = false;
+                    }
+                }
+            });
+            let (count, written) = put(&mut target, &text);
+            let whole = text[..count].iter().filter(|byte| **byte == b'\n').count();
+            let whole = whole.saturating_sub(is_torn.into());
+            if let Some(last) = text[..count].last() {
+                is_torn = *last != b'\n';
+            }
+            // Those that went to a file that was moved away may be lost as well.
+            let lost = if followed.is_ok() {
+                lines - whole
+            } else {
+                lines
+            };
+            for _ in 0..lost {
+                metrics.audit_failed();
+            }
+            let failed = followed.and(written).err();
+            if let Some(error) = &failed
+                && is_well
+            {
+                tracing::error!(%error, "the audit cannot be written");
+            }
+            is_well = failed.is_none();
         }
-        if let Some(error) = &failed
-            && is_well
-        {
-            tracing::error!(%error, "the audit cannot be written");
-        }
-        is_well = failed.is_none();
         for done in waiting {
             let _ = done.send(());
         }
     }
-    let _ = target.flush();
 }
 
-fn line(target: &mut impl Write, record: &Record) -> io::Result<()> {
-    serde_json::to_writer(&mut *target, record)?;
-    target.write_all(b"\n")
+/// Writes lines; also tells how much of it was written.
+fn put(target: &mut impl Write, text: &[u8]) -> (usize, io::Result<()>) {
+    let mut count = 0;
+    while count < text.len() {
+        match target.write(&text[count..]) {
+            Ok(0) => return (count, Err(io::ErrorKind::WriteZero.into())),
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (count, Err(error)),
+        }
+    }
+    (count, target.flush())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A disk on which there is room for so many bytes.
+    #[derive(Clone, Default)]
+    struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Disk {
+        fn give(&self, room: usize) {
+            self.0.lock().unwrap().1 = room;
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().0.clone()).unwrap()
+        }
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock().unwrap();
+            let count = bytes.len().min(disk.1);
+            if count == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.0.extend_from_slice(&bytes[..count]);
+            disk.1 -= count;
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    async fn access(audit: &Audit) {
+        let trail = audit.begin(Record::begun("door", None));
+        trail.finish(200).await;
+        drop(trail);
+        audit.flush().await;
+    }
+
+    fn is_record(line: &str) -> bool {
+        serde_json::from_str::<serde_json::Value>(line).is_ok_and(|line| line["door"] == "door")
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_cuts_one_line_and_spoils_none_that_comes_after() {
+        let (disk, metrics) = (Disk::default(), Arc::new(Metrics::default()));
+        let audit = Audit::to(disk.clone(), Arc::clone(&metrics));
+        disk.give(10_000);
+        access(&audit).await;
+        disk.give(30);
+        for _ in 0..100 {
+            access(&audit).await;
+        }
+        disk.give(1);
+        access(&audit).await;
+        disk.give(0);
+        access(&audit).await;
+        disk.give(10_000);
+        access(&audit).await;
+        access(&audit).await;
+        let text = disk.text();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(text.ends_with('\n') && lines.len() == 4, "{text}");
+        let well: Vec<_> = lines.iter().map(|line| is_record(line)).collect();
+        assert_eq!(well, [true, false, true, true], "{text}");
+        let failures = "claviger_audit_failures_total 102";
+        assert!(metrics.render().contains(failures));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_moved_away_is_followed_by_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, moved) = (folder.path().join("audit"), folder.path().join("audit.1"));
+        let metrics = Arc::new(Metrics::default());
+        let audit = Audit::to_file(&path, Arc::clone(&metrics)).unwrap();
+        access(&audit).await;
+        access(&audit).await;
+        fs::rename(&path, &moved).unwrap();
+        access(&audit).await;
+        fs::remove_file(&path).unwrap();
+        access(&audit).await;
+        // As with logrotate's `create`.
+        fs::remove_file(&path).unwrap();
+        File::create(&path).unwrap();
+        access(&audit).await;
+        let count = |path| {
+            let text = fs::read_to_string(path).unwrap();
+            assert!(text.lines().all(is_record), "{text}");
+            text.lines().count()
+        };
+        assert_eq!((count(&moved), count(&path)), (2, 1));
+        assert!(metrics.render().contains("claviger_audit_failures_total 0"));
+        // Where nothing can be made, what is open is written on, and counted.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        access(&audit).await;
+        assert!(metrics.render().contains("claviger_audit_failures_total 1"));
+    }
+
+    #[tokio::test]
+    async fn who_stops_waiting_for_the_writer_leaves_a_line_or_is_counted() {
+        let (entries, mut queue) = mpsc::channel(1);
+        let metrics = Arc::new(Metrics::default());
+        let audit = Audit {
+            entries,
+            metrics: Arc::clone(&metrics),
+        };
+        let first = audit.begin(Record::begun("door", None));
+        first.finish(200).await;
+        let second = audit.begin(Record::begun("door", None));
+        {
+            let waiting = std::pin::pin!(second.finish(200));
+            assert!(futures::poll!(waiting).is_pending());
+        }
+        assert!(matches!(queue.recv().await, Some(Entry::Line(_))));
+        second.refuse(408, "request_timeout");
+        let Some(Entry::Line(line)) = queue.recv().await else {
+            panic!("no line")
+        };
+        assert_eq!(
+            (line.status, line.reason),
+            (Some(408), Some("request_timeout"))
+        );
+        // Of one that is finished nothing more is noted, and where there is no room, it is counted.
+        drop(second);
+        first.refuse(503, "requests");
+        assert!(queue.try_recv().is_err());
+        for _ in 0..2 {
+            let trail = audit.begin(Record::begun("listener", None));
+            trail.refuse(503, "requests");
+        }
+        assert!(metrics.render().contains("claviger_audit_failures_total 1"));
+    }
 
     #[test]
     fn only_words_of_resources_are_objects() {
