@@ -267,7 +267,8 @@ pub struct DoorArgs {
     #[arg(long, env = "CLAVIGER_MAX_CONNECTIONS_PER_PEER", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_connections_per_peer: u32,
 
-    /// How many requests may be under way; above it they are answered 503.
+    /// How many requests may be under way; above it they are answered 503. One address has the same
+    /// share of them as of connections.
     #[arg(long, env = "CLAVIGER_MAX_REQUESTS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_requests: u32,
 

@@ -70,6 +70,30 @@ impl Refusal {
         }
         answer
     }
+
+    /// The answer where no door was reached: at the token endpoint's paths in OAuth's words, as its
+    /// clients can read no others.
+    pub fn answer_at(&self, path: &str, request_id: &str, now: Timestamp) -> Response {
+        let mut answer = if path.ends_with("/token") {
+            let code = match self.status {
+                StatusCode::REQUEST_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE => {
+                    "temporarily_unavailable"
+                }
+                _ => "invalid_request",
+            };
+            let told = Self {
+                code,
+                ..self.clone()
+            };
+            told.answer(Dialect::Token, request_id, now)
+        } else {
+            self.answer(Dialect::Service { challenge: "" }, request_id, now)
+        };
+        if let Ok(request_id) = HeaderValue::from_str(request_id) {
+            answer.headers_mut().insert(REQUEST_ID, request_id);
+        }
+        answer
+    }
 }
 
 /// A JSON document that nobody may keep.
@@ -96,6 +120,9 @@ pub fn challenge(issuer: &str, resource: &str) -> String {
 
 /// The header that names a refusal to SDKs that do not look into the body.
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
+
+/// The header that names the request.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
 fn plain(sentence: &str) -> String {
     sentence

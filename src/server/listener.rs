@@ -21,9 +21,7 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes, HttpBody},
-    extract::ConnectInfo,
-    http::{Request, Response, StatusCode, header},
-    response::IntoResponse,
+    http::{Request, Response, StatusCode, header, uri::Authority},
 };
 use http_body_util::Limited;
 use hyper::{
@@ -36,7 +34,6 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use rustls::ServerConfig;
-use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
@@ -46,21 +43,36 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    clock,
     metrics::Metrics,
-    server::{framing::Framed, limits::Limits},
+    server::{
+        audit::{Audit, Record},
+        error::Refusal,
+        framing::Framed,
+        limits::Limits,
+    },
 };
 
 /// The pause when no connection can be accepted, for want of file descriptors most often.
 const BREATH: Duration = Duration::from_millis(50);
 /// How long a connection that was told to end may take to do so.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Bytes that an HTTP/2 peer may send of one request before they are read, and that are kept of an
+/// answer before they are fetched. Times the requests under way it is 32 MiB, of the 256 MiB that a
+/// replica has; with the library's 1 MiB and 400 KiB it would be more than all of them. The largest
+/// form fits, so that nobody waits for it.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// The same of all requests of one connection.
+const CONNECTION_WINDOW: u32 = 256 << 10;
 
-/// Serves the router on this socket until `stop`, then finishes the requests under way.
+/// Serves the router on this socket until `stop`, then finishes the requests under way. What is refused
+/// before the router goes to the audit, too.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     router: Router,
     limits: Limits,
+    audit: Audit,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
@@ -71,6 +83,8 @@ pub async fn serve(
         places: Arc::new(Semaphore::new(limits.connections)),
         requests: Arc::new(Semaphore::new(limits.requests)),
         peers: Peers::default(),
+        askers: Peers::default(),
+        audit,
         metrics,
         limits,
         stop,
@@ -111,7 +125,11 @@ struct Doors {
     router: TowerToHyperService<Router>,
     places: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    /// Their connections.
     peers: Peers,
+    /// Their requests.
+    askers: Peers,
+    audit: Audit,
     metrics: Arc<Metrics>,
     limits: Limits,
     stop: CancellationToken,
@@ -138,6 +156,21 @@ impl Doors {
         };
         place.count();
         Some(place)
+    }
+
+    /// A place for a request from this network, or the word for why there is none.
+    fn turn(self: &Arc<Self>, network: IpAddr) -> Result<Turn, &'static str> {
+        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+            return Err("requests");
+        };
+        if !self.askers.enter(network, self.limits.requests_per_peer) {
+            return Err("requests_of_peer");
+        }
+        Ok(Turn {
+            doors: Arc::clone(self),
+            network,
+            _permit: permit,
+        })
     }
 }
 
@@ -166,7 +199,20 @@ impl Drop for Place {
     }
 }
 
-/// How many connections each network has.
+/// A request's place among those that are under way.
+struct Turn {
+    doors: Arc<Doors>,
+    network: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.doors.askers.leave(self.network);
+    }
+}
+
+/// How many connections, or requests, each network has.
 #[derive(Default)]
 struct Peers(Mutex<HashMap<IpAddr, usize>>);
 
@@ -204,7 +250,7 @@ pub fn network(address: IpAddr) -> IpAddr {
 }
 
 /// One connection, from the handshake to its end.
-async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, _place: Place) {
+async fn connection(doors: Arc<Doors>, stream: TcpStream, address: SocketAddr, place: Place) {
     let _ = stream.set_nodelay(true);
     let handshake = timeout(doors.limits.handshake, doors.acceptor.accept(stream));
     let stream = tokio::select! {
@@ -216,28 +262,44 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, _pla
         // Whoever is not in yet finds another replica.
         () = doors.stop.cancelled() => return,
     };
-    let traffic = Arc::new(Traffic::new(&doors.limits));
+    // There is no certificate without a name, and so no connection.
+    let Some(name) = stream.get_ref().1.server_name() else {
+        return doors.metrics.refused("handshake");
+    };
+    let peer = Arc::new(Peer {
+        address: address.ip(),
+        network: place.network,
+        name: name.to_owned(),
+        traffic: Arc::new(Traffic::new(&doors.limits)),
+    });
     tokio::select! {
-        () = speak(&doors, stream, peer, &traffic) => {}
+        () = speak(&doors, stream, &peer) => {}
         () = doors.kill.cancelled() => {}
     }
 }
 
-async fn speak(
-    doors: &Arc<Doors>,
-    stream: TlsStream<TcpStream>,
-    peer: SocketAddr,
-    traffic: &Arc<Traffic>,
-) {
+/// Who is at the other end of a connection.
+struct Peer {
+    address: IpAddr,
+    network: IpAddr,
+    /// Whom it came to see: the name of the handshake, which the certificate was chosen by.
+    name: String,
+    traffic: Arc<Traffic>,
+}
+
+async fn speak(doors: &Arc<Doors>, stream: TlsStream<TcpStream>, peer: &Arc<Peer>) {
     let limits = &doors.limits;
-    let (answering, counting) = (Arc::clone(doors), Arc::clone(traffic));
-    let service = service_fn(move |request| {
-        answer(Arc::clone(&answering), Arc::clone(&counting), peer, request)
-    });
+    let traffic = &peer.traffic;
+    let (answering, asking) = (Arc::clone(doors), Arc::clone(peer));
+    let service =
+        service_fn(move |request| answer(Arc::clone(&answering), Arc::clone(&asking), request));
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(STREAM_WINDOW as usize)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(100)
@@ -370,14 +432,15 @@ impl Traffic {
         }
     }
 
-    /// When a request that is under way is stuck, or the connection idle.
+    /// When a request that is under way is stuck, or the connection idle; no later than a request that
+    /// begins after this could be, or the connection could be when those under way end.
     fn next_look(&self) -> Instant {
         let ledger = self.lock();
-        ledger
-            .open
-            .values()
-            .next()
-            .map_or(ledger.last + self.idle, |oldest| *oldest + self.longest)
+        let due = match ledger.open.values().next() {
+            Some(oldest) => *oldest + self.longest,
+            None => ledger.last + self.idle,
+        };
+        due.min(Instant::now() + self.longest.min(self.idle))
     }
 
     fn state(&self) -> State {
@@ -421,77 +484,142 @@ impl Drop for Ticket {
 /// Answers one request.
 async fn answer(
     doors: Arc<Doors>,
-    traffic: Arc<Traffic>,
-    peer: SocketAddr,
+    peer: Arc<Peer>,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
-    let mut ticket = traffic.begin();
-    let permit = Arc::clone(&doors.requests).try_acquire_owned().ok();
-    let response = if permit.is_none() {
-        doors.metrics.refused("requests");
-        let mut response = refusal(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "TooManyRequestsUnderWay",
-            "the server is busy; try again in a second",
-        );
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-        response
-    } else if request.size_hint().lower() > limit(&doors.limits) {
-        doors.metrics.refused("body");
-        refusal(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "RequestBodyTooLarge",
-            &format!(
-                "the body of a request has at most {} bytes",
-                doors.limits.body_bytes
-            ),
-        )
-    } else {
-        let mut request =
-            request.map(|body| Body::new(Limited::new(body, doors.limits.body_bytes)));
-        request.extensions_mut().insert(ConnectInfo(peer));
-        let answered = timeout(doors.limits.request, doors.router.call(request)).await;
-        answered.map_or_else(
-            |_| {
-                doors.metrics.refused("request_timeout");
-                refusal(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "RequestTimeout",
-                    "the request took too long",
-                )
-            },
-            |answered| answered.unwrap_or_else(|never| match never {}),
-        )
+    let mut ticket = peer.traffic.begin();
+    let trail = doors
+        .audit
+        .begin(Record::begun("listener", Some(peer.address)));
+    let path = request.uri().path().to_owned();
+    let (turn, outcome) = match admit(&doors, &peer, &request) {
+        Ok(turn) => {
+            let mut request =
+                request.map(|body| Body::new(Limited::new(body, doors.limits.body_bytes)));
+            request.extensions_mut().insert(trail.clone());
+            let answered = timeout(doors.limits.request, doors.router.call(request)).await;
+            let outcome = match answered {
+                Ok(Ok(response)) => Ok(response),
+                Err(_) => Err(too_slow()),
+            };
+            (Some(turn), outcome)
+        }
+        Err(refusal) => (None, Err(refusal)),
     };
+    let response = outcome.unwrap_or_else(|refusal| {
+        doors.metrics.refused(refusal.reason);
+        let request_id = trail.request_id();
+        trail.refuse(refusal.status.as_u16(), refusal.reason);
+        refusal.answer_at(&path, &request_id, clock::now())
+    });
     ticket.answered = true;
     Ok(response.map(|body| Answer {
         body,
         _ticket: ticket,
-        _permit: permit,
+        _turn: turn,
     }))
+}
+
+/// Lets a request come as far as the router, or says why not.
+fn admit(doors: &Arc<Doors>, peer: &Peer, request: &Request<Incoming>) -> Result<Turn, Refusal> {
+    name_of(request, &peer.name)?;
+    let turn = doors.turn(peer.network).map_err(too_many)?;
+    if request.size_hint().lower() > limit(&doors.limits) {
+        return Err(too_large(&doors.limits));
+    }
+    Ok(turn)
+}
+
+/// Whether a request is for the host that its connection was made to. What is answered depends on the
+/// host, so it must be one only, by whatever it is told.
+fn name_of<B>(request: &Request<B>, name: &str) -> Result<(), Refusal> {
+    let mut headers = request.headers().get_all(header::HOST).iter();
+    let in_header = headers
+        .next()
+        .map(|host| Authority::try_from(host.as_bytes()).map_err(|_| unnamed()))
+        .transpose()?;
+    let in_target = request.uri().authority().cloned();
+    if headers.next().is_some() || (in_header.is_none() && in_target.is_none()) {
+        return Err(unnamed());
+    }
+    for authority in [in_header, in_target].into_iter().flatten() {
+        if authority.as_str().contains('@') {
+            return Err(unnamed());
+        }
+        // Names that are absolute in DNS are told without their dot in the handshake.
+        let host = authority.host();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if !host.eq_ignore_ascii_case(name) {
+            return Err(misdirected());
+        }
+    }
+    Ok(())
+}
+
+fn unnamed() -> Refusal {
+    Refusal {
+        status: StatusCode::BAD_REQUEST,
+        code: "BadHost",
+        number: 900_144,
+        reason: "host",
+        sentence: "The request must name one host: send one Host header with the name of the URL."
+            .to_owned(),
+    }
+}
+
+fn misdirected() -> Refusal {
+    Refusal {
+        status: StatusCode::MISDIRECTED_REQUEST,
+        code: "MisdirectedRequest",
+        number: 900_144,
+        reason: "misdirected",
+        sentence: "The request is for another host than the connection: the name in TLS and the Host header must be the same."
+            .to_owned(),
+    }
+}
+
+fn too_many(reason: &'static str) -> Refusal {
+    Refusal {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code: "TooManyRequestsUnderWay",
+        number: 90_033,
+        reason,
+        sentence: "The server is busy: try again in a second.".to_owned(),
+    }
+}
+
+fn too_large(limits: &Limits) -> Refusal {
+    Refusal {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        code: "RequestBodyTooLarge",
+        number: 900_144,
+        reason: "body",
+        sentence: format!(
+            "The body of a request has at most {} bytes.",
+            limits.body_bytes
+        ),
+    }
+}
+
+fn too_slow() -> Refusal {
+    Refusal {
+        status: StatusCode::REQUEST_TIMEOUT,
+        code: "RequestTimeout",
+        number: 90_033,
+        reason: "request_timeout",
+        sentence: "The request took too long: try again in a moment.".to_owned(),
+    }
 }
 
 fn limit(limits: &Limits) -> u64 {
     u64::try_from(limits.body_bytes).unwrap_or(u64::MAX)
 }
 
-/// A refusal that is no door's own.
-pub fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Body> {
-    let body = json!({"error": {"code": code, "message": message}});
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
-    (status, headers, body.to_string()).into_response()
-}
-
 /// The body of an answer; what it holds is let go when it was sent.
 struct Answer {
     body: Body,
     _ticket: Ticket,
-    _permit: Option<OwnedSemaphorePermit>,
+    _turn: Option<Turn>,
 }
 
 impl HttpBody for Answer {
@@ -549,6 +677,54 @@ mod tests {
         assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::7"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+    }
+
+    #[test]
+    fn a_request_is_for_the_host_that_its_connection_was_made_to() {
+        let status = |target: &str, hosts: &[&str]| {
+            let mut request = Request::get(target);
+            for host in hosts {
+                request = request.header(header::HOST, *host);
+            }
+            let request = request.body(()).unwrap();
+            name_of(&request, "a.shop.svc").map_err(|refusal| refusal.status.as_u16())
+        };
+        for host in [
+            "a.shop.svc",
+            "A.Shop.svc",
+            "a.shop.svc:8443",
+            "a.shop.svc.",
+            "a.shop.svc.:443",
+        ] {
+            assert_eq!(status("/", &[host]), Ok(()), "{host}");
+            let target = format!("https://{host}/");
+            assert_eq!(status(&target, &[]), Ok(()), "{host}");
+            assert_eq!(status(&target, &[host]), Ok(()), "{host}");
+        }
+        for host in [
+            "b.shop.svc",
+            "shop.svc",
+            "xa.shop.svc",
+            "127.0.0.1",
+            "[::1]:1",
+        ] {
+            assert_eq!(status("/", &[host]), Err(421), "{host}");
+            let target = format!("https://{host}/");
+            assert_eq!(status(&target, &[]), Err(421), "{host}");
+            assert_eq!(status(&target, &["a.shop.svc"]), Err(421), "{host}");
+            assert_eq!(status("https://a.shop.svc/", &[host]), Err(421), "{host}");
+        }
+        for hosts in [
+            &[][..],
+            &["a.shop.svc", "a.shop.svc"],
+            &["a.shop.svc", "b.shop.svc"],
+            &[""],
+            &["a.shop.svc, b.shop.svc"],
+            &["a.shop.svc/"],
+            &["x@a.shop.svc"],
+        ] {
+            assert_eq!(status("/", hosts), Err(400), "{hosts:?}");
+        }
     }
 
     #[test]

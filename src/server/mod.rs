@@ -200,7 +200,8 @@ impl Server {
         rights::watch(&client, &doors, &self.progress, &watching);
         let limits = Limits::from(&self.args);
         let router = router::router(Arc::clone(&doors));
-        listener::serve(listener, tls, router, limits, metrics, stop).await;
+        let audit = doors.audit.clone();
+        listener::serve(listener, tls, router, limits, audit, metrics, stop).await;
         doors.audit.flush().await;
         Ok(())
     }

@@ -9,27 +9,28 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Extension, Router,
     extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode},
-    middleware::{Next, from_fn_with_state},
+    http::{HeaderValue, StatusCode},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
     routing::{MethodRouter, get, post},
 };
 use kube::Client;
+use percent_encoding::percent_decode_str;
 use serde_json::json;
 use snafu::{ResultExt as _, Snafu};
 use tokio::sync::watch;
 
 use crate::{
     clock,
-    domain::{access_token::uuid, identity::Identity},
+    domain::identity::Identity,
     k8s::review::Action,
     metrics::Metrics,
     server::{
-        audit::{Audit, Object, Outcome, Record, Trail},
+        audit::{Audit, Object, Record, Trail},
         authn::Authenticator,
         authz::{Authorizer, Decision},
         discovery,
-        error::{Dialect, Refusal, challenge, json_answer},
+        error::{Dialect, REQUEST_ID, Refusal, challenge, json_answer},
         oidc,
         settings::Settings,
         token::{self, LONGEST_FORM},
@@ -203,12 +204,13 @@ fn routes() -> Vec<Route> {
 pub fn router(doors: Arc<Doors>) -> Router {
     let mut router = Router::new();
     for route in routes() {
+        let handlers = route.handlers.layer(from_fn(readable));
         let handlers = match route.access {
             Access::Anybody { reason } => {
                 tracing::debug!(path = route.path, reason, "needs no caller");
-                route.handlers
+                handlers
             }
-            Access::Caller => guarded(route.handlers, &doors),
+            Access::Caller => guarded(handlers, &doors),
         };
         router = router.route(route.path, noted(handlers, &doors, route.door));
     }
@@ -231,27 +233,21 @@ fn noted(
     handlers.layer(from_fn_with_state((Arc::clone(doors), door), note))
 }
 
-/// Notes the access, whatever comes of it.
+/// Notes the access, whatever comes of it. Our listener began to, and finishes it if there is no answer
+/// in time; behind another one it is begun here.
 async fn note(
     State((doors, door)): State<(Arc<Doors>, &'static str)>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let source = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let request_id = uuid(random());
-    let trail = doors.audit.begin(Record {
-        time: clock::now(),
-        request_id: request_id.clone(),
-        door,
-        outcome: Outcome::Abandoned,
-        status: None,
-        milliseconds: 0,
-        reason: None,
-        source: source.map(|source| source.0.ip()),
-        caller: None,
-        object: None,
-        token: None,
+    let extensions = request.extensions();
+    let trail = extensions.get::<Trail>().cloned().unwrap_or_else(|| {
+        let source = extensions.get::<ConnectInfo<SocketAddr>>();
+        let source = source.map(|source| source.0.ip());
+        doors.audit.begin(Record::begun(door, source))
     });
+    trail.door(door);
+    let request_id = trail.request_id();
     request.extensions_mut().insert(trail.clone());
     let mut response = next.run(request).await;
     if let Ok(request_id) = HeaderValue::from_str(&request_id) {
@@ -259,6 +255,23 @@ async fn note(
     }
     trail.finish(response.status().as_u16()).await;
     response
+}
+
+/// Refuses paths that are no text, before the HTTP library does in words of its own.
+async fn readable(Extension(trail): Extension<Trail>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if percent_decode_str(path).decode_utf8().is_ok() {
+        return next.run(request).await;
+    }
+    let refusal = Refusal {
+        status: StatusCode::BAD_REQUEST,
+        code: "BadParameter",
+        number: 900_144,
+        reason: "malformed",
+        sentence: "The path must be text in UTF-8, percent-encoded.".to_owned(),
+    };
+    trail.reason(refusal.reason);
+    refusal.answer_at(path, &trail.request_id(), clock::now())
 }
 
 /// Lets through whoever has proved who they are.
@@ -355,8 +368,6 @@ pub fn random() -> [u8; 16] {
         .expect("the operating system's random source never fails once it is seeded");
     random
 }
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
 #[cfg(test)]
 mod tests;

@@ -528,7 +528,11 @@ async fn a_given_certificate_is_read_again_when_it_changes_and_connections_stay(
     })
     .await;
     assert!(server.connect("login.example.com", &trusted).await.is_err());
-    assert!(get(&mut before, "/").await.starts_with("HTTP/1.1 401"));
+    assert!(
+        get(&mut before, "login.example.com", "/")
+            .await
+            .starts_with("HTTP/1.1 401")
+    );
     // The names of the cluster are shown a leaf of our own.
     server
         .connect("payments-vault.shop.svc", &own)
@@ -578,8 +582,12 @@ async fn a_ca_that_somebody_deleted_is_minted_anew_and_everybody_follows() {
     })
     .await;
     assert!(server.connect(NAME, &before).await.is_err());
-    assert!(get(&mut stream, "/").await.starts_with("HTTP/1.1 401"));
-    assert!(get(&mut kept, "/").await.starts_with("HTTP/1.1 401"));
+    assert!(
+        get(&mut stream, NAME, "/")
+            .await
+            .starts_with("HTTP/1.1 401")
+    );
+    assert!(get(&mut kept, NAME, "/").await.starts_with("HTTP/1.1 401"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -591,7 +599,11 @@ async fn both_halves_run_in_one_process() {
     server.ready().await;
     let bundle = published(client, &space.name).await;
     let mut stream = server.connect(NAME, &bundle).await.unwrap();
-    assert!(get(&mut stream, "/").await.starts_with("HTTP/1.1 401"));
+    assert!(
+        get(&mut stream, NAME, "/")
+            .await
+            .starts_with("HTTP/1.1 401")
+    );
     let metrics = server.admin("/metrics").await.unwrap();
     assert!(
         metrics.contains("claviger_leader 1") && metrics.contains("claviger_server_connections")

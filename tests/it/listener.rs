@@ -2,9 +2,10 @@
 //! meanwhile.
 
 use std::{
-    net::SocketAddr,
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -23,7 +24,7 @@ use claviger::{
     domain::ca::Version,
     k8s::ca::Issuer,
     metrics::Metrics,
-    server::{certificates::Certificates, limits::Limits, listener, names::Names},
+    server::{audit::Audit, certificates::Certificates, limits::Limits, listener, names::Names},
 };
 use jiff::SignedDuration;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
@@ -31,9 +32,10 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinHandle,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -50,10 +52,27 @@ struct Doors {
     issuer: Issuer,
     certificates: Arc<Certificates>,
     metrics: Arc<Metrics>,
+    audit: Audit,
+    page: Page,
     /// Requests that reached the router.
     reached: Arc<AtomicUsize>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
+}
+
+/// What is written to it can be read.
+#[derive(Clone, Default)]
+struct Page(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Limits that a test need not wait long for.
@@ -101,6 +120,10 @@ async fn open(limits: Limits) -> Doors {
             post(|body: Bytes| async move { body.len().to_string() }),
         )
         .route(
+            "/adfs/oauth2/v2.0/token",
+            post(|body: Bytes| async move { body.len().to_string() }),
+        )
+        .route(
             "/big",
             get(|| async {
                 let piece = || Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'x'; 16 << 10]));
@@ -122,12 +145,15 @@ async fn open(limits: Limits) -> Doors {
             },
         ));
     let (metrics, stop) = (Arc::new(Metrics::default()), CancellationToken::new());
+    let page = Page::default();
+    let audit = Audit::to(page.clone(), Arc::clone(&metrics));
     let tls = listener::tls(Arc::clone(&certificates) as _, provider).unwrap();
     let serving = tokio::spawn(listener::serve(
         socket,
         tls,
         router,
         limits,
+        audit.clone(),
         Arc::clone(&metrics),
         stop.clone(),
     ));
@@ -136,6 +162,8 @@ async fn open(limits: Limits) -> Doors {
         issuer,
         certificates,
         metrics,
+        audit,
+        page,
         reached,
         stop,
         serving,
@@ -148,6 +176,15 @@ impl Doors {
         name: &str,
         protocol: &[u8],
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_from(Ipv4Addr::LOCALHOST, name, protocol).await
+    }
+
+    async fn connect_from(
+        &self,
+        source: Ipv4Addr,
+        name: &str,
+        protocol: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_slice(self.issuer.certificate.as_bytes()).unwrap();
         roots.add(ca).unwrap();
@@ -155,7 +192,9 @@ impl Doors {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![protocol.to_vec()];
-        let stream = TcpStream::connect(self.address).await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((source, 0)))?;
+        let stream = socket.connect(self.address).await?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         TlsConnector::from(Arc::new(config))
             .connect(name, stream)
@@ -178,7 +217,7 @@ impl Doors {
     async fn serves(&self) {
         let begun = Instant::now();
         let answer = self
-            .told(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .told(b"GET / HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nConnection: close\r\n\r\n")
             .await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(
@@ -196,6 +235,15 @@ impl Doors {
         let line = format!("claviger_server_refusals_total{{reason=\"{reason}\"}}");
         let figures = self.metrics.render();
         assert!(figures.contains(&line), "{line} is not in\n{figures}");
+    }
+
+    /// The lines of the audit.
+    async fn lines(&self) -> Vec<Value> {
+        self.audit.flush().await;
+        let text = String::from_utf8(self.page.0.lock().unwrap().clone()).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     async fn h2(
@@ -276,7 +324,7 @@ async fn a_head_that_drips_is_cut_off() {
     let doors = open(limits()).await;
     let mut stream = doors.connect().await;
     stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+        .write_all(b"GET / HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nX: ")
         .await
         .unwrap();
     let (mut reading, mut writing) = tokio::io::split(stream);
@@ -297,7 +345,7 @@ async fn a_head_that_drips_is_cut_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_drips_is_answered_408_and_cut_off() {
     let doors = open(limits()).await;
-    let head = "POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx";
+    let head = "POST /length HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nContent-Length: 100\r\n\r\nx";
     let slow = doors.told(head.as_bytes());
     let ((), answer) = tokio::join!(doors.serves(), slow);
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
@@ -321,14 +369,20 @@ async fn heads_and_bodies_beyond_their_size_do_not_reach_the_router() {
         "X: y\r\n".repeat(20_000),
     ] {
         let answer = doors
-            .told(format!("GET / HTTP/1.1\r\nHost: a\r\n{head}\r\n").as_bytes())
+            .told(
+                format!("GET / HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n{head}\r\n")
+                    .as_bytes(),
+            )
             .await;
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
             "{answer}"
         );
     }
-    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "y".repeat(40_000));
+    let long = format!(
+        "GET /{} HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n\r\n",
+        "y".repeat(40_000)
+    );
     let answer = doors.told(long.as_bytes()).await;
     assert!(
         answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
@@ -354,14 +408,14 @@ async fn heads_and_bodies_beyond_their_size_do_not_reach_the_router() {
         );
     }
     assert_eq!(doors.reached(), 0);
-    let told = "POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 10001\r\n\r\n";
+    let told = "POST /length HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nContent-Length: 10001\r\n\r\n";
     let answer = doors.told(told.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert_eq!(doors.reached(), 0);
     // Who does not tell the size first is stopped on the way.
     let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000)).repeat(4);
     let chunked = format!(
-        "POST /length HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"
+        "POST /length HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"
     );
     let answer = doors.told(chunked.as_bytes()).await;
     assert!(
@@ -369,7 +423,7 @@ async fn heads_and_bodies_beyond_their_size_do_not_reach_the_router() {
         "{answer}"
     );
     let fits = format!(
-        "POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\nConnection: close\r\n\r\n{}",
+        "POST /length HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nContent-Length: 10000\r\nConnection: close\r\n\r\n{}",
         "x".repeat(10_000)
     );
     let answer = doors.told(fits.as_bytes()).await;
@@ -381,7 +435,7 @@ async fn heads_and_bodies_beyond_their_size_do_not_reach_the_router() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_can_be_read_in_two_ways_smuggle_nothing_in() {
     let doors = open(limits()).await;
-    let smuggled = "GET /slow HTTP/1.1\r\nHost: a\r\n\r\n";
+    let smuggled = "GET /slow HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n\r\n";
     let both = format!("0\r\n\r\n{smuggled}");
     let size = both.len();
     for (head, body) in [
@@ -418,7 +472,8 @@ async fn requests_that_can_be_read_in_two_ways_smuggle_nothing_in() {
         ("X\0: y\r\n\r\n".to_owned(), smuggled),
         (": y\r\n\r\n".to_owned(), smuggled),
     ] {
-        let text = format!("POST /length HTTP/1.1\r\nHost: a\r\n{head}{body}");
+        let text =
+            format!("POST /length HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n{head}{body}");
         let answer = doors.told(text.as_bytes()).await;
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
@@ -427,10 +482,10 @@ async fn requests_that_can_be_read_in_two_ways_smuggle_nothing_in() {
     }
     for line in [
         "GET / HTTP/1.1\nHost: a\n\n",
-        "GET  /  HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET /\u{0} HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET / HTTP/9.9\r\nHost: a\r\n\r\n",
-        "GET / HTTP/1.1\r\n\nHost: a\r\n\r\n",
+        "GET  /  HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n\r\n",
+        "GET /\u{0} HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n\r\n",
+        "GET / HTTP/9.9\r\nHost: claviger.claviger-system.svc\r\n\r\n",
+        "GET / HTTP/1.1\r\n\nHost: claviger.claviger-system.svc\r\n\r\n",
         "\u{16}\u{3}\u{1}\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ] {
@@ -442,7 +497,7 @@ async fn requests_that_can_be_read_in_two_ways_smuggle_nothing_in() {
     }
     assert_eq!(doors.reached(), 0, "something was smuggled in");
     // What is clear is answered, one after the other.
-    let clear = "POST /length HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let clear = "POST /length HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nConnection: close\r\n\r\n";
     let answer = doors.told(clear.as_bytes()).await;
     assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
 }
@@ -563,7 +618,8 @@ async fn connections_beyond_their_number_are_refused_until_one_ends() {
                 .contains("claviger_server_connections 3")
         );
         // Those who are in are served.
-        let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let request =
+            b"GET / HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nConnection: close\r\n\r\n";
         held[0].write_all(request).await.unwrap();
         assert!(rest(&mut held[0]).await.starts_with("HTTP/1.1 200"));
         held.remove(0);
@@ -601,6 +657,273 @@ async fn requests_beyond_their_number_are_answered_503() {
     doors.refused("requests");
 }
 
+/// An answer as JSON, of a request that is over with it.
+fn json(answer: &str) -> Value {
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_does_not_take_the_places_of_all_requests() {
+    let doors = open(Limits {
+        requests: 4,
+        requests_per_peer: 2,
+        request: PATIENCE,
+        answer: PATIENCE,
+        ..limits()
+    })
+    .await;
+    let other = Ipv4Addr::new(127, 0, 0, 2);
+    let status = async |source| {
+        let mut stream = doors.connect_from(source, NAME, b"http/1.1").await.unwrap();
+        let text = format!("GET / HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        rest(&mut stream).await[9..12].to_owned()
+    };
+    for path in ["/length", "/big"] {
+        // Bodies that never end, then answers that are not fetched.
+        let stream = doors.connect_as(NAME, b"h2").await.unwrap();
+        let (mut send, connection) = h2::client::Builder::new()
+            .initial_window_size(0)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .unwrap();
+        let connection = tokio::spawn(connection);
+        let reached = doors.reached();
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            let mut request = request(path);
+            if path == "/length" {
+                *request.method_mut() = http::Method::POST;
+            }
+            held.push(send.send_request(request, path == "/big").unwrap());
+        }
+        let begun = Instant::now();
+        while doors.reached() < reached + 2 {
+            assert!(begun.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(status(other).await, "200", "{path}");
+        assert_eq!(status(Ipv4Addr::LOCALHOST).await, "503", "{path}");
+        doors.refused("requests_of_peer");
+        // The places are free again when their connection is gone.
+        drop((held, send));
+        connection.abort();
+        let begun = Instant::now();
+        while status(Ipv4Addr::LOCALHOST).await != "200" {
+            assert!(begun.elapsed() < PATIENCE);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_does_not_fetch_the_answer_is_cut_off_before_an_idle_connection_would_be() {
+    let doors = open(Limits {
+        idle: Duration::from_hours(1),
+        ..limits()
+    })
+    .await;
+    let stream = doors.connect_as(NAME, b"h2").await.unwrap();
+    let (mut send, connection) = h2::client::Builder::new()
+        .initial_window_size(1)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    // The connection was looked at while nothing was under way.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (_answer, _) = send.send_request(request("/big"), true).unwrap();
+    let ended = tokio::time::timeout(PATIENCE, connection).await;
+    assert!(ended.is_ok(), "the connection was not ended");
+    doors.refused("stuck");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_peer_may_send_little_before_it_is_read() {
+    let doors = open(limits()).await;
+    let mut stream = doors.connect_as(NAME, b"h2").await.unwrap();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(preface).await.unwrap();
+    stream.flush().await.unwrap();
+    let (mut window, mut connection) = (65_535, 65_535);
+    let settled = async {
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            stream.read_exact(&mut payload).await.unwrap();
+            let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+            match head[3] {
+                // SETTINGS.
+                4 => {
+                    for setting in payload.chunks(6).filter(|setting| setting[1] == 4) {
+                        window = number(&setting[2..]);
+                    }
+                }
+                // WINDOW_UPDATE of the connection, which comes behind them.
+                8 => {
+                    connection += number(&payload);
+                    break;
+                }
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled).await.unwrap();
+    assert_eq!((window, connection), (64 << 10, 256 << 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_listener_refuses_leaves_a_line_and_is_told_in_the_words_of_its_path() {
+    let doors = open(Limits {
+        requests: 1,
+        ..limits()
+    })
+    .await;
+    let token = "/adfs/oauth2/v2.0/token";
+    let post = |path: &str, more: &str| {
+        format!("POST {path}?S3CR3T HTTP/1.1\r\nHost: {NAME}\r\nX: S3CR3T\r\n{more}\r\n\r\n")
+    };
+    let too_long = "Content-Length: 10001";
+    let mut expected = Vec::new();
+    for (path, is_token) in [("/length", false), (token, true)] {
+        // One that is slow, which ends with 408; meanwhile there is no place for another.
+        let reached = doors.reached();
+        let mut slow = doors.connect().await;
+        let begin = post(path, "Content-Length: 2");
+        slow.write_all(begin.as_bytes()).await.unwrap();
+        while doors.reached() == reached {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let busy = doors
+            .told(post(path, "Content-Length: 0\r\nConnection: close").as_bytes())
+            .await;
+        let slow = rest(&mut slow).await;
+        let large = doors.told(post(path, too_long).as_bytes()).await;
+        let twice = doors
+            .told(post(path, &format!("Host: {NAME}")).as_bytes())
+            .await;
+        let elsewhere = post(path, "Content-Length: 0").replace(NAME, "x.shop.svc");
+        let elsewhere = doors
+            .told(
+                elsewhere
+                    .replace("X: ", "Connection: close\r\nX: ")
+                    .as_bytes(),
+            )
+            .await;
+        for (answer, status, oauth, azure, reason) in [
+            (
+                busy,
+                503,
+                "temporarily_unavailable",
+                "TooManyRequestsUnderWay",
+                "requests",
+            ),
+            (
+                slow,
+                408,
+                "temporarily_unavailable",
+                "RequestTimeout",
+                "request_timeout",
+            ),
+            (large, 413, "invalid_request", "RequestBodyTooLarge", "body"),
+            (twice, 400, "invalid_request", "BadHost", "host"),
+            (
+                elsewhere,
+                421,
+                "invalid_request",
+                "MisdirectedRequest",
+                "misdirected",
+            ),
+        ] {
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{answer}"
+            );
+            let told = json(&answer);
+            if is_token {
+                assert_eq!(told["error"], oauth, "{answer}");
+                assert!(
+                    told["error_description"]
+                        .as_str()
+                        .unwrap()
+                        .starts_with("AADSTS")
+                );
+            } else {
+                assert_eq!(told["error"]["code"], azure, "{answer}");
+            }
+            assert!(answer.contains("cache-control: no-store") && !answer.contains("S3CR3T"));
+            assert_eq!(status == 503, answer.contains("retry-after: 1"), "{answer}");
+            doors.refused(reason);
+            expected.push((answer, status, reason));
+        }
+    }
+    let lines = doors.lines().await;
+    assert_eq!(lines.len(), expected.len());
+    for (answer, status, reason) in expected {
+        let own = |line: &&Value| answer.contains(line["requestId"].as_str().unwrap());
+        let line = lines.iter().find(own).unwrap_or_else(|| panic!("{answer}"));
+        assert_eq!(
+            (&line["status"], &line["reason"]),
+            (&status.into(), &reason.into())
+        );
+        assert_eq!(
+            (&line["door"], &line["source"]),
+            (&"listener".into(), &"127.0.0.1".into())
+        );
+        assert!(!line.to_string().contains("S3CR3T"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_another_host_than_its_connection_does_not_reach_the_router() {
+    let doors = open(limits()).await;
+    for name in ["x.shop.svc", "claviger.claviger-system.svc:8443"] {
+        let (host, _) = name.split_once(':').unwrap_or((name, ""));
+        let stream = doors.connect_as(host, b"h2").await.unwrap();
+        let (mut send, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let mut status = async |authority: &str, header: Option<&str>| {
+            let mut request = http::Request::get(format!("https://{authority}/"));
+            if let Some(header) = header {
+                request = request.header("host", header);
+            }
+            let (answer, _) = send.send_request(request.body(()).unwrap(), true).unwrap();
+            answer.await.unwrap().status().as_u16()
+        };
+        assert_eq!(status(name, None).await, 200);
+        assert_eq!(status("y.shop.svc", None).await, 421);
+        assert_eq!(status(name, Some("y.shop.svc")).await, 421);
+        assert_eq!(doors.reached(), 1);
+        doors.reached.store(0, Ordering::SeqCst);
+    }
+    for (target, hosts, status) in [
+        ("/", "", 400),
+        ("/", "Host:\r\n", 400),
+        ("/", "Host: y.shop.svc\r\n", 421),
+        (
+            "https://y.shop.svc/",
+            "Host: claviger.claviger-system.svc\r\n",
+            421,
+        ),
+        (
+            "/",
+            "Host: claviger.claviger-system.svc\r\nHost: y.shop.svc\r\n",
+            400,
+        ),
+    ] {
+        let text = format!("GET {target} HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+        let answer = doors.told(text.as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{text}{answer}"
+        );
+    }
+    assert_eq!(doors.reached(), 0);
+    doors.refused("misdirected");
+    doors.refused("host");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_idle_or_does_not_fetch_the_answer_is_cut_off() {
     let doors = open(Limits {
@@ -610,7 +933,7 @@ async fn whoever_is_idle_or_does_not_fetch_the_answer_is_cut_off() {
     })
     .await;
     let mut idle = doors.connect().await;
-    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n\r\n")
         .await
         .unwrap();
     assert!(rest(&mut idle).await.starts_with("HTTP/1.1 200"));
@@ -638,7 +961,7 @@ async fn whoever_is_idle_or_does_not_fetch_the_answer_is_cut_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_finishes_the_requests_under_way_and_takes_no_more() {
     let doors = open(limits()).await;
-    let slow = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n";
+    let slow = b"GET /slow HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\n\r\n";
     let mut one = doors.connect().await;
     one.write_all(slow).await.unwrap();
     let mut idle = doors.connect().await;
@@ -675,7 +998,7 @@ async fn a_stop_waits_no_longer_than_it_was_told() {
     })
     .await;
     let mut stream = doors.connect().await;
-    let head = b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx";
+    let head = b"POST /length HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nContent-Length: 100\r\n\r\nx";
     stream.write_all(head).await.unwrap();
     while doors.reached() < 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -731,7 +1054,8 @@ async fn another_certificate_is_shown_without_ending_a_connection() {
     let after = doors.connect().await;
     assert_eq!(shown(&after), leaf.certificate);
     assert_ne!(shown(&before), shown(&after));
-    let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let request =
+        b"GET / HTTP/1.1\r\nHost: claviger.claviger-system.svc\r\nConnection: close\r\n\r\n";
     before.write_all(request).await.unwrap();
     assert!(rest(&mut before).await.starts_with("HTTP/1.1 200"));
 }

@@ -701,6 +701,29 @@ async fn nobody_gets_past_the_challenge_without_proof_unless_the_table_says_why(
 }
 
 #[tokio::test]
+async fn a_path_that_is_no_text_is_refused_in_the_words_of_its_door() {
+    let scene = Scene::set(&[]);
+    let access = "/claviger/v1/access/shop/secretvaults/%ffS3CR3T/secrets/get";
+    assert_eq!(scene.get(access, "").await.0, StatusCode::UNAUTHORIZED);
+    let (status, headers, body) = scene.get(access, &web()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(headers["x-ms-error-code"], "BadParameter");
+    assert_eq!(body["error"]["code"], "BadParameter");
+    assert!(!body.to_string().contains("S3CR3T"));
+    let token = "/%ffS3CR3T/oauth2/v2.0/token";
+    let (status, _, body) = scene.post(token, &form(&web(), VAULT)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(body["error"], "invalid_request");
+    assert!(!body.to_string().contains("S3CR3T"));
+    let (status, _, body) = scene.get("/%ff/discovery/keys", "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(body["error"]["code"], "BadParameter");
+    for line in &scene.lines().await[1..] {
+        assert_eq!(line["reason"], "malformed");
+    }
+}
+
+#[tokio::test]
 async fn both_kinds_of_tokens_prove_the_same_caller() {
     let scene = Scene::set(&[]);
     let access = scene.access_token(&web()).await;

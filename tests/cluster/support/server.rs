@@ -191,7 +191,7 @@ impl Server {
         let mut stream = TcpStream::connect(self.admin)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(get(&mut stream, path).await)
+        Ok(get(&mut stream, NAME, path).await)
     }
 
     /// Everything it logged.
@@ -263,12 +263,12 @@ pub(crate) fn status(head: &str) -> u16 {
     head.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
-/// What a stream answers to a request after which it ends.
-pub(crate) async fn get<S>(stream: &mut S, path: &str) -> String
+/// What a stream to this host answers to a request after which it ends.
+pub(crate) async fn get<S>(stream: &mut S, host: &str, path: &str) -> String
 where
     S: AsyncReadExt + AsyncWriteExt + Unpin,
 {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
