@@ -602,7 +602,7 @@ mod tests {
         }
         assert!(matches!(queue.recv().await, Some(Entry::Line(_))));
         second.refuse(408, "request_timeout");
-        let Some(Entry::Line(line)) = queue.recv().await else {
+        let Ok(Entry::Line(line)) = queue.try_recv() else {
             panic!("no line")
         };
         assert_eq!(
