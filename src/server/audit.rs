@@ -441,7 +441,7 @@ fn write<W: Write>(
                 }
             });
             let (count, written) = put(&mut target, &text);
-            let whole = text[..count].iter().filter(|byte| **byte == b'\n').count();
+            let whole = text[..count].split(|byte| *byte == b'\n').count() - 1;
             let whole = whole.saturating_sub(is_torn.into());
             if let Some(last) = text[..count].last() {
                 is_torn = *last != b'\n';
