@@ -1,7 +1,10 @@
 //! Asking the apiserver who somebody is and what they may do. Whoever asks has a request waiting, so
 //! an answer that takes long is none.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec},
@@ -145,6 +148,28 @@ pub async fn review_access(
         .status
         .unwrap_or_default();
     Ok(status.allowed && status.denied != Some(true))
+}
+
+/// Asks for a review of each kind, about nobody, to learn whether one may.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn may_review(client: &Client) -> Result<(), Error> {
+    review_token(client, "nobody", &["nobody".to_owned()]).await?;
+    let nobody = Subject {
+        user: "system:anonymous".to_owned(),
+        groups: BTreeSet::new(),
+        uid: None,
+        extra: BTreeMap::new(),
+    };
+    let action = Action {
+        verb: "get".to_owned(),
+        resource: "secretvaults".to_owned(),
+        subresource: "secrets".to_owned(),
+        namespace: "default".to_owned(),
+        name: "nobody".to_owned(),
+    };
+    review_access(client, &nobody, &action).await.map(|_| ())
 }
 
 /// Asks for the UID of the ServiceAccount that has this name now, if one has.

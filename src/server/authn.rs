@@ -31,7 +31,7 @@ use crate::{
     server::{
         cache::{Bounded, Cache, Keep, Key},
         error::Refusal,
-        gate::Gate,
+        gate::TokenGate,
         oidc::{self, Issuer},
         settings::Settings,
     },
@@ -57,7 +57,7 @@ pub struct Authenticator {
     issuers: Vec<Issuer>,
     tokens: Cache<Verdict>,
     accounts: Cache<Standing>,
-    gate: Gate,
+    gate: TokenGate,
     /// Tokens of ours that were believed once.
     signed: Mutex<Bounded<Arc<Signed>>>,
 }
@@ -119,7 +119,7 @@ impl Authenticator {
             keys,
             tokens: Cache::new(CAPACITY),
             accounts: Cache::new(CAPACITY),
-            gate: Gate::default(),
+            gate: TokenGate::default(),
             signed: Mutex::new(Bounded::new(SIGNATURES)),
         })
     }
@@ -362,7 +362,9 @@ pub enum Unproved {
     ))]
     Refused,
     /// The apiserver does not answer.
-    #[snafu(display("the apiserver does not answer: try again in a moment"))]
+    #[snafu(display(
+        "the apiserver gives no answer, and the log of the server of Claviger says why: try again in a moment"
+    ))]
     Unavailable,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Yes holds for ten seconds, which is as long as a right that is taken away by a binding that is not
 //! ours may go on; no for two. When the apiserver is down, answers hold to their time and then
-//! nobody may do anything.
+//! nobody may do anything. A caller who asks for ever other names waits behind itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,10 @@ use kube::Client;
 use crate::{
     domain::identity::Identity,
     k8s::review::{Action, review_access},
-    server::cache::{Cache, Keep, Key},
+    server::{
+        cache::{Cache, Keep, Key},
+        gate::Gate,
+    },
 };
 
 /// How long a yes holds.
@@ -26,6 +29,8 @@ const CAPACITY: usize = 20_000;
 pub struct Authorizer {
     client: Client,
     answers: Cache<Decision>,
+    /// By user.
+    gate: Gate<String>,
 }
 
 /// What was decided.
@@ -33,6 +38,8 @@ pub struct Authorizer {
 pub enum Decision {
     /// Yes.
     Allowed,
+    /// Too many questions of this caller, or of all, are waiting.
+    Crowded,
     /// No.
     Denied,
     /// The apiserver does not answer.
@@ -45,6 +52,7 @@ impl Authorizer {
         Self {
             client,
             answers: Cache::new(CAPACITY),
+            gate: Gate::default(),
         }
     }
 
@@ -53,6 +61,9 @@ impl Authorizer {
         let subject = Arc::new(identity.subject());
         let asked = serde_json::to_vec(&(&*subject, action)).expect("strings are JSON");
         let asking = async {
+            let Some(_pass) = self.gate.enter(subject.user.clone(), None).await else {
+                return Decision::Crowded;
+            };
             match review_access(&self.client, &subject, action).await {
                 Ok(true) => Decision::Allowed,
                 Ok(false) => Decision::Denied,
@@ -65,7 +76,7 @@ impl Authorizer {
         let keep = |decision: &Decision| match decision {
             Decision::Allowed => Keep::Asked(YES),
             Decision::Denied => Keep::Asked(NO),
-            Decision::Unavailable => Keep::Came(SILENCE),
+            Decision::Crowded | Decision::Unavailable => Keep::Came(SILENCE),
         };
         self.answers
             .get(&action.namespace, Key::of(&[&asked]), keep, asking)

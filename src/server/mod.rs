@@ -30,7 +30,7 @@ pub mod router;
 pub mod settings;
 pub mod token;
 
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Secret;
@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cli::{DoorArgs, NameArgs},
     controllers::watch::{Pause, Progress, describe},
-    k8s::{self, ca},
+    k8s::{self, ca, review},
     metrics::Metrics,
     server::{
         certificates::Certificates,
@@ -55,6 +55,9 @@ use crate::{
     },
     token_keys,
 };
+
+/// Between two looks whether the server may have reviews made.
+const REVIEW_RETRY: Duration = Duration::from_secs(2);
 
 /// The server cannot start.
 #[derive(Debug, Snafu)]
@@ -155,7 +158,8 @@ impl Server {
         {
             missing.push(format!("waiting for the certificate, Secret {secret}"));
         }
-        missing.extend(self.progress.missing());
+        let awaited = self.progress.missing();
+        missing.extend(awaited.iter().map(|what| format!("waiting for {what}")));
         missing
     }
 
@@ -186,6 +190,18 @@ impl Server {
             if first.wait_for(|sight| sight.keys().is_some()).await.is_ok() {
                 there.filled();
             }
+        });
+        let may_ask = self
+            .progress
+            .awaits("the right to have tokens and accesses reviewed", None);
+        let asking = client.clone();
+        tokio::spawn(async move {
+            // The apiserver refuses them as long as the rights of the chart are missing.
+            while let Err(error) = review::may_review(&asking).await {
+                tracing::warn!(%error, "nobody can be let in");
+                tokio::time::sleep(REVIEW_RETRY).await;
+            }
+            may_ask.filled();
         });
         let audit_file = self.args.identity.audit_file.as_deref();
         let asking = client.clone();

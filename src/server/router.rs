@@ -114,14 +114,25 @@ impl Doors {
                 reason: "forbidden",
                 sentence: "The caller has no right to do this here, or there is nothing of this name: have a RoleAssignment made for it.".to_owned(),
             }),
-            Decision::Unavailable => Err(Refusal {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                code: "ServiceUnavailable",
-                number: 0,
-                reason: "unavailable",
-                sentence: "The apiserver does not answer: try again in a moment.".to_owned(),
-            }),
+            Decision::Crowded => Err(unavailable(
+                "crowded",
+                "Too many questions of yours, or of all, are waiting for an answer: try again in a moment.",
+            )),
+            Decision::Unavailable => Err(unavailable(
+                "unavailable",
+                "The apiserver gives no answer, and the log of the server of Claviger says why: try again in a moment.",
+            )),
         }
+    }
+}
+
+fn unavailable(reason: &'static str, sentence: &str) -> Refusal {
+    Refusal {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code: "ServiceUnavailable",
+        number: 0,
+        reason,
+        sentence: sentence.to_owned(),
     }
 }
 

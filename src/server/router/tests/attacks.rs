@@ -186,8 +186,8 @@ async fn whoever_floods_with_well_made_nonsense_waits_behind_itself() {
     assert!(slowest < slow * 2, "{slowest:?}");
     // 16 at a time, for as long as anybody waits for a place.
     let reviewed =
-        gate::OF_A_PEER * usize::try_from(gate::PATIENCE.as_millis() / slow.as_millis()).unwrap();
-    let most = reviewed + 2 * gate::OF_A_PEER;
+        gate::OF_ONE * usize::try_from(gate::PATIENCE.as_millis() / slow.as_millis()).unwrap();
+    let most = reviewed + 2 * gate::OF_ONE;
     assert!(
         counts[&401] >= reviewed / 2 && counts[&401] <= most,
         "{counts:?}"
@@ -197,7 +197,7 @@ async fn whoever_floods_with_well_made_nonsense_waits_behind_itself() {
     assert!(took <= gate::PATIENCE + slow * 2, "{took:?}");
     assert_eq!(
         scene.apiserver.reviewing.lock().unwrap()[1],
-        gate::OF_A_PEER + 1
+        gate::OF_ONE + 1
     );
 
     // Tokens of other clusters have few places, from wherever they come.
@@ -217,6 +217,44 @@ async fn whoever_floods_with_well_made_nonsense_waits_behind_itself() {
         scene.apiserver.reviewing.lock().unwrap()[1],
         gate::OF_STRANGERS
     );
+    let lines = scene.lines().await;
+    assert!(lines.iter().any(|line| line["reason"] == "crowded"));
+}
+
+#[tokio::test]
+async fn whoever_asks_for_ever_other_names_waits_behind_itself() {
+    let scene = Scene::set(&[]);
+    let api = ("shop/api".to_owned(), "u-2".to_owned());
+    scene.apiserver.accounts.lock().unwrap().extend([api]);
+    let api = json!({"sub": "system:serviceaccount:shop:api", "uid": "u-2"});
+    let (flooder, honest) = (web(), account_token(&api));
+    for token in [&flooder, &honest] {
+        assert_eq!(scene.get(WHOAMI, token).await.0, StatusCode::OK);
+    }
+    let slow = Duration::from_millis(100);
+    *scene.apiserver.slow.lock().unwrap() = slow;
+    tokio::time::pause();
+    let path = |name: &str| format!("/claviger/v1/access/shop/secretvaults/{name}/secrets/get");
+    let flood = (0..1000).map(|number| {
+        let path = path(&format!("vault-{number}"));
+        let (scene, flooder) = (&scene, &flooder);
+        async move { scene.get(&path, flooder).await.0 }
+    });
+    let others = async {
+        for number in 0..10 {
+            let asked = tokio::time::Instant::now();
+            let (status, ..) = scene.get(&path(&format!("own-{number}")), &honest).await;
+            assert_eq!(status, StatusCode::FORBIDDEN);
+            assert!(asked.elapsed() < slow * 2, "{:?}", asked.elapsed());
+        }
+    };
+    let (answers, ()) = tokio::join!(futures::future::join_all(flood), others);
+    let crowded = StatusCode::SERVICE_UNAVAILABLE;
+    let refused = answers.iter().filter(|status| **status == crowded).count();
+    // 16 at a time, for as long as anybody waits for a place.
+    let most =
+        gate::OF_ONE * usize::try_from(gate::PATIENCE.as_millis() / slow.as_millis()).unwrap();
+    assert!(refused >= 1000 - most - 2 * gate::OF_ONE, "{refused}");
     let lines = scene.lines().await;
     assert!(lines.iter().any(|line| line["reason"] == "crowded"));
 }
