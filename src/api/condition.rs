@@ -16,7 +16,7 @@ pub const STALLED: &str = "Stalled";
 pub enum Reason {
     /// Another resource has the entry.
     Conflict,
-    /// The vault is to be deleted but has secrets.
+    /// The vault is to be deleted but has secrets; a binding that is to go is held back by a finalizer.
     DeletionBlocked,
     /// Clients are getting the value.
     Distributing,

@@ -592,10 +592,26 @@ async fn a_ca_that_somebody_deleted_is_minted_anew_and_everybody_follows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_halves_run_in_one_process() {
-    let cluster = install(&["server.enabled=false"]).await;
+    let cluster = install(&["server.replicaCount=0"]).await;
     let space = Space::on(Arc::clone(&cluster), "run").await;
     let client = &space.client;
     let server = Server::run(&cluster, client, "claviger", "run", &[]).await;
+    // The controller's account has its own rights only; which of the server's it lacks is told.
+    let lacking = "waiting for the right to have tokens and accesses reviewed";
+    eventually("the missing right to be named", PATIENCE, async || {
+        let said = server.admin("/readyz").await?;
+        let last = said.contains(lacking) && !said.contains("CA") && !said.contains("Secret");
+        last.then_some(()).ok_or(said)
+    })
+    .await;
+    let grant = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "both-halves"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "claviger-server-reviews"},
+        "subjects": [{"kind": "ServiceAccount", "name": "claviger", "namespace": SYSTEM}],
+    });
+    let apply = ["apply", "-f", "-"];
+    cluster.kubectl(&apply, &grant.to_string()).await.unwrap();
     server.ready().await;
     let bundle = published(client, &space.name).await;
     let mut stream = server.connect(NAME, &bundle).await.unwrap();
