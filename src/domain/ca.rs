@@ -107,10 +107,13 @@ pub fn plan(versions: &[Version], policy: &Policy, now: Timestamp) -> Plan {
             .filter(|version| !plan.drop.contains(&version.number))
     };
     let newest = left().next_back();
+    // A clock that was put back leaves versions of the future, which nobody believes.
+    let believed = left().any(|version| version.not_before <= now + policy.skew);
     let turns = newest.map(|newest| {
         // Other names cannot wait; unless they change to and fro, as when two installs with different
         // domains share a namespace by mistake.
-        if newest.names == policy.names || left().count() >= MOST {
+        let fits = newest.names == policy.names && believed;
+        if fits || left().count() >= MOST {
             turns_at(newest, policy)
         } else {
             now
@@ -120,7 +123,8 @@ pub fn plan(versions: &[Version], policy: &Policy, now: Timestamp) -> Plan {
         Some(at) if at > now => looks.push(at),
         _ => {
             let number = versions.last().map_or(0, |version| version.number) + 1;
-            let made = next(number, newest, policy, now);
+            let before = newest.filter(|_| believed);
+            let made = next(number, before, policy, now);
             looks.push(turns_at(&made, policy));
             plan.make = Some(made);
         }

@@ -72,6 +72,7 @@ impl Kind {
             Self::TokenProvider => &[
                 "accesskey",
                 "accesstoken",
+                "clienttokens",
                 "connections",
                 "groups",
                 "hubs",
@@ -151,13 +152,14 @@ impl BuiltIn {
 
     /// What it may do. The chart's ClusterRoles say the same; a test compares them.
     ///
-    /// The Web PubSub roles follow the service's fourteen data actions one by one:
+    /// The Web PubSub roles follow the service's fourteen data actions one by one. Tokens for its clients
+    /// are apart from `tokens`: who owns such a service has no tokens issued by providers of other kinds.
     ///
     /// | data action | subresource of `tokenproviders` | verb |
     /// |---|---|---|
     /// | `auth/accessKey/action` | `accesskey` | `create` |
     /// | `auth/accessToken/action` | `accesstoken` | `create` |
-    /// | `clientConnection/generateToken/action` | `tokens` | `create` |
+    /// | `clientConnection/generateToken/action` | `clienttokens` | `create` |
     /// | `clientConnection/send/action` | `connections` | `send` |
     /// | `clientConnection/read` | `connections` | `get` |
     /// | `clientConnection/write` | `connections` | `update` |
@@ -213,7 +215,7 @@ impl BuiltIn {
             Self::WebPubSubServiceOwner => &[
                 ("tokenproviders/accesskey", &["create"]),
                 ("tokenproviders/accesstoken", &["create"]),
-                ("tokenproviders/tokens", &["create"]),
+                ("tokenproviders/clienttokens", &["create"]),
                 ("tokenproviders/connections", &["get", "update", "send"]),
                 ("tokenproviders/groups", &["get", "update", "send"]),
                 ("tokenproviders/hubs", &["send"]),

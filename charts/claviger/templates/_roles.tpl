@@ -66,7 +66,7 @@ rbac.builtInRoles asks for it.
   rules:
     - {resource: tokenproviders/accesskey, verbs: [create], why: auth/accessKey/action}
     - {resource: tokenproviders/accesstoken, verbs: [create], why: auth/accessToken/action}
-    - {resource: tokenproviders/tokens, verbs: [create], why: clientConnection/generateToken/action}
+    - {resource: tokenproviders/clienttokens, verbs: [create], why: clientConnection/generateToken/action}
     - {resource: tokenproviders/connections, verbs: [get, update, send], why: "clientConnection/read, /write, /send/action"}
     - {resource: tokenproviders/groups, verbs: [get, update, send], why: "group/read, /write, /send/action"}
     - {resource: tokenproviders/hubs, verbs: [send], why: hub/send/action}

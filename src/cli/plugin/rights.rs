@@ -24,6 +24,7 @@ const DATA: [(&str, &[&str]); 3] = [
         &[
             "accesskey",
             "accesstoken",
+            "clienttokens",
             "connections",
             "groups",
             "hubs",

@@ -41,6 +41,19 @@ fn the_first_version_signs_at_once_and_is_made_once() {
 }
 
 #[test]
+fn a_version_of_the_future_is_followed_by_one_that_is_believed() {
+    // Made by a leader whose clock was a month ahead.
+    let mut versions = Vec::new();
+    let late = start() + DAY * 30;
+    carry_out(&mut versions, &policy(), late);
+    let made = carry_out(&mut versions, &policy(), start()).make.unwrap();
+    assert_eq!((made.number, made.signs_from), (2, start()));
+    assert!(carry_out(&mut versions, &policy(), start()).is_idle());
+    let signs = signer(versions.iter(), "a.shop.svc", start()).unwrap();
+    assert_eq!(signs.number, 2);
+}
+
+#[test]
 fn looking_when_told_is_as_good_as_looking_every_hour() {
     let run = |looks: &dyn Fn(Timestamp, &Plan) -> Timestamp| {
         let (mut versions, mut now, mut history) = (Vec::new(), start(), Vec::new());

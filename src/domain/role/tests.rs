@@ -505,12 +505,13 @@ fn built_in_roles_are_in_the_order_of_what_they_permit() {
         (B::SecretVaultSecretsUser, B::SecretVaultSecretsOfficer),
         (B::SecretVaultSecretsOfficer, B::SecretVaultAdministrator),
         (B::TokenProviderIssuer, B::TokenProviderOperator),
-        (B::TokenProviderIssuer, B::WebPubSubServiceOwner),
         (B::WebPubSubServiceReader, B::WebPubSubServiceOwner),
     ] {
         let (less, more) = (permits(less), permits(more));
         assert!(less.is_subset(&more) && less != more);
     }
+    // Who owns a Web PubSub service has tokens made for its clients, and for nobody else.
+    assert!(permits(B::TokenProviderIssuer).is_disjoint(&permits(B::WebPubSubServiceOwner)));
     // Web PubSub has fourteen data actions, four of which read.
     assert_eq!(permits(B::WebPubSubServiceOwner).len(), 14);
     assert_eq!(permits(B::WebPubSubServiceReader).len(), 4);
