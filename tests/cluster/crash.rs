@@ -469,6 +469,16 @@ async fn killed_at_every_write_no_key_is_lost_doubled_or_retired_early() {
 
     // Left alone, it has nothing more to do.
     run.assassin.spare();
+    let last = Instant::now();
+    while run.deaths < run.assassin.killed()
+        && !run.operator.as_mut().is_none_or(Operator::has_ended)
+    {
+        assert!(
+            last.elapsed() < Duration::from_secs(30),
+            "the last kill was none"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let quiet = run.record.length();
     if run.operator.as_mut().is_none_or(Operator::has_ended) {
         run.deaths += 1;

@@ -159,9 +159,13 @@ async fn pass(State(passing): State<Passing>, request: Request) -> Response {
             Response::from_parts(parts, Body::from_stream(beginning.chain(broken())))
         }
         Verdict::Break => Body::from_stream(broken()).into_response(),
+        // By itself: a caller that hangs up in between is killed all the same.
         Verdict::PassThen(then) => {
-            forward(&passing.upstream, request).await;
-            then.await;
+            let done = tokio::spawn(async move {
+                forward(&passing.upstream, request).await;
+                then.await;
+            });
+            done.await.unwrap();
             StatusCode::BAD_GATEWAY.into_response()
         }
         Verdict::Drop(then) => {
