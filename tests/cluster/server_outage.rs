@@ -620,6 +620,10 @@ async fn killed_at_each_write_of_the_signing_keys_no_token_ends_early_and_no_key
             let held = tokens.lock().unwrap().clone();
             for token in held {
                 let answer = caller.get(&server, WHOAMI, &token).await;
+                // Its week may have passed since they were counted.
+                if !tokens.lock().unwrap().contains(&token) {
+                    continue;
+                }
                 assert_eq!(answer.status, 200, "{}", answer.body);
                 let heading = jsonwebtoken::decode_header(&token).unwrap();
                 assert!(
