@@ -554,8 +554,8 @@ impl Hand {
         };
         let hand = Arc::clone(self);
         let kill = Box::pin(async move {
-            signal_process(hand.pid.load(Ordering::SeqCst), "KILL");
             hand.killed.fetch_add(1, Ordering::SeqCst);
+            signal_process(hand.pid.load(Ordering::SeqCst), "KILL");
         });
         if after {
             Verdict::PassThen(kill)
