@@ -9,19 +9,14 @@ pub mod roots;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
-use kube::{
-    Api, Client, ResourceExt,
-    core::PartialObjectMeta,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher};
 use snafu::{ResultExt, Snafu, ensure};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +28,7 @@ use crate::{
     clock,
     controllers::{
         context::Context,
-        watch::{Follower, Progress, api, describe, follow},
+        watch::{Follower, Progress, api, follow, follow_one},
     },
     domain::ca::{self as domain, Policy},
     k8s::{
@@ -262,30 +257,18 @@ fn watch(
     let client = &context.client;
     let awaited = progress.awaits("the CA", None);
     let secrets = Api::<Secret>::namespaced(client.clone(), system_namespace);
-    let (telling, ending) = (sender.clone(), stop.clone());
-    tokio::spawn(async move {
-        let mut awaited = Some(awaited);
-        let events = watcher::watch_object(secrets, NAME).default_backoff();
-        let mut events = pin!(events.take_until(ending.cancelled_owned()));
-        loop {
-            match events.try_next().await {
-                Ok(Some(secret)) => {
-                    let _ = telling.send(News::Secret(Known::new(secret.map(ca::parse))));
-                    if let Some(awaited) = awaited.take() {
-                        awaited.filled();
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    let error = describe(&error);
-                    tracing::warn!(
-                        error,
-                        "the watch of the CA was interrupted and is taken up again"
-                    );
-                }
+    let telling = sender.clone();
+    let mut awaited = Some(awaited);
+    let following = async move {
+        let take = |secret: Option<Secret>| {
+            let _ = telling.send(News::Secret(Known::new(secret.map(ca::parse))));
+            if let Some(awaited) = awaited.take() {
+                awaited.filled();
             }
-        }
-    });
+        };
+        follow_one(secrets, NAME, take).await;
+    };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(following));
     let named = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let scopes: Vec<Option<&String>> = match context.settings.namespaces.as_slice() {
         [] => vec![None],

@@ -111,10 +111,28 @@ where
     }
 }
 
+/// Follows one object by name, for ever: as it is now, and `None` when it is not there.
+pub async fn follow_one<K>(api: Api<K>, name: &str, mut take: impl FnMut(Option<K>))
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let mut events = pin!(watcher::watch_object(api, name).backoff(Pause::default()));
+    loop {
+        match events.try_next().await {
+            Ok(Some(object)) => take(object),
+            Ok(None) => break,
+            Err(error) => {
+                let error = describe(&error);
+                tracing::warn!(name, error, "a watch was interrupted and is taken up again");
+            }
+        }
+    }
+}
+
 /// The pauses between attempts to take up a watch: doubling, and short enough that what happened
 /// during an outage is known soon after it.
 #[derive(Default)]
-pub struct Pause {
+struct Pause {
     failures: u32,
 }
 

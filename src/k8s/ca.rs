@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use crate::{
     api::{CA_ANNOTATION, CONTENT_LABEL, CONTENT_ROOTS, ROOTS_ANNOTATION},
     domain::ca::Version,
-    k8s::{describe, object::FIELD_MANAGER},
+    k8s::{describe, erase, object::FIELD_MANAGER},
 };
 
 /// The name of the Secret, and of each `ConfigMap`.
@@ -136,12 +136,7 @@ pub fn parse(secret: Secret) -> Result<Stored, Error> {
     // Only Claviger writes Secrets of this type; another's might be anybody's.
     let ours = secret.type_.as_deref() == Some(TYPE);
     let records = secret.annotations().get(CA_ANNOTATION).cloned();
-    let mut data: BTreeMap<String, Zeroizing<Vec<u8>>> = secret
-        .data
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(entry, bytes)| (entry, Zeroizing::new(bytes.0)))
-        .collect();
+    let mut data = erase(secret.data.unwrap_or_default());
     let malformed = || MalformedSnafu {
         namespace: namespace.clone(),
     };

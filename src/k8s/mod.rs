@@ -16,6 +16,18 @@ pub mod token_keys;
 pub mod vault;
 pub mod workload;
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use zeroize::Zeroizing;
+
+/// The data of a Secret, overwritten when dropped.
+pub(crate) fn erase(data: BTreeMap<String, ByteString>) -> BTreeMap<String, Zeroizing<Vec<u8>>> {
+    data.into_iter()
+        .map(|(entry, bytes)| (entry, Zeroizing::new(bytes.0)))
+        .collect()
+}
+
 /// A failure in words that may be logged and shown: an answer that cannot be read, and a refusal in
 /// words of others, may quote a value.
 pub fn describe(error: &kube::Error) -> String {

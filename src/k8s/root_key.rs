@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     domain::vault::envelope::RootKey,
-    k8s::{describe, object::FIELD_MANAGER},
+    k8s::{describe, erase, object::FIELD_MANAGER},
 };
 
 /// The Secret's name.
@@ -200,13 +200,6 @@ fn parse(secret: Secret, namespace: &str) -> Result<Material, Error> {
         .ok()
         .context(MalformedSnafu { namespace })?;
     Ok(Material::new(Zeroizing::new(key)))
-}
-
-/// The same data, overwritten when dropped.
-fn erase(data: BTreeMap<String, ByteString>) -> BTreeMap<String, Zeroizing<Vec<u8>>> {
-    data.into_iter()
-        .map(|(entry, bytes)| (entry, Zeroizing::new(bytes.0)))
-        .collect()
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
         access_token::{KeySet, SigningKey},
         token_keys::Turned as _,
     },
-    k8s::{describe, object::FIELD_MANAGER},
+    k8s::{describe, erase, object::FIELD_MANAGER},
     key_pair::SigningPair,
 };
 
@@ -167,13 +167,6 @@ fn parse(text: &[u8]) -> Option<Vec<SigningKey>> {
             let pkcs8 = Zeroizing::new(STANDARD.decode(pkcs8.as_str()).ok()?);
             SigningPair::read(&pkcs8)?.signs_from(signs_from)
         })
-        .collect()
-}
-
-/// The same data, overwritten when dropped.
-fn erase(data: BTreeMap<String, ByteString>) -> BTreeMap<String, Zeroizing<Vec<u8>>> {
-    data.into_iter()
-        .map(|(entry, bytes)| (entry, Zeroizing::new(bytes.0)))
         .collect()
 }
 

@@ -30,20 +30,16 @@ pub mod router;
 pub mod settings;
 pub mod token;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Secret;
-use kube::{
-    Api, Client,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client};
 use snafu::{OptionExt, ResultExt, Snafu, ensure};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{DoorArgs, NameArgs},
-    controllers::watch::{Pause, Progress, describe},
+    controllers::watch::{Progress, follow_one},
     k8s::{self, ca, review},
     metrics::Metrics,
     server::{
@@ -276,23 +272,12 @@ fn follow(
     namespace: &str,
     name: String,
     stop: &CancellationToken,
-    mut take: impl FnMut(Option<Secret>) + Send + 'static,
+    take: impl FnMut(Option<Secret>) + Send + 'static,
 ) {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let stop = stop.clone();
     tokio::spawn(async move {
-        let events = watcher::watch_object(secrets, &name).backoff(Pause::default());
-        let mut events = pin!(events.take_until(stop.cancelled_owned()));
-        loop {
-            match events.try_next().await {
-                Ok(Some(secret)) => take(secret),
-                Ok(None) => return,
-                Err(error) => tracing::warn!(
-                    k8s.secret.name = name,
-                    error = describe(&error),
-                    "a watch was interrupted and is taken up again"
-                ),
-            }
-        }
+        let following = follow_one(secrets, &name, take);
+        stop.run_until_cancelled_owned(following).await
     });
 }
