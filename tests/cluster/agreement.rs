@@ -9,7 +9,6 @@ use std::{
 use claviger::domain::role::{BuiltIn, Kind};
 use futures::StreamExt;
 use k8s_openapi::api::{
-    authentication::v1::{TokenRequest, TokenRequestSpec},
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
     core::v1::{ConfigMap, ServiceAccount},
 };
@@ -320,20 +319,8 @@ fn questions(space: &Space, holder: &Holder) -> Vec<Asked> {
 }
 
 async fn token(space: &Space, account: &str) -> String {
-    let accounts = Api::<ServiceAccount>::namespaced(space.client.clone(), &space.name);
-    let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: vec!["api://AzureADTokenExchange".to_owned()],
-            expiration_seconds: Some(3600),
-            ..TokenRequestSpec::default()
-        },
-        ..TokenRequest::default()
-    };
-    let granted = accounts
-        .create_token_request(account, &PostParams::default(), &request)
-        .await
-        .unwrap();
-    granted.status.unwrap().token
+    let exchange = "api://AzureADTokenExchange";
+    server::token_for(&space.client, &space.name, account, exchange).await
 }
 
 /// The server, as somebody who has a token and stays connected.

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::{
-    authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{ConfigMap, ServiceAccount},
     rbac::v1::RoleBinding,
 };
@@ -53,21 +52,10 @@ async fn access_token(space: &Space, server: &Server, account: &str) -> String {
         .create(&PostParams::default(), &made)
         .await
         .unwrap();
-    let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: vec!["api://AzureADTokenExchange".to_owned()],
-            expiration_seconds: Some(3600),
-            ..TokenRequestSpec::default()
-        },
-        ..TokenRequest::default()
-    };
-    let granted = accounts
-        .create_token_request(account, &PostParams::default(), &request)
-        .await
-        .unwrap();
+    let exchange = "api://AzureADTokenExchange";
+    let assertion = server::token_for(&space.client, &space.name, account, exchange).await;
     let form = format!(
-        "grant_type=client_credentials&client_assertion={}&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer&scope=https%3A%2F%2Fclaviger-system.svc%3A{}%2F.default",
-        granted.status.unwrap().token,
+        "grant_type=client_credentials&client_assertion={assertion}&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer&scope=https%3A%2F%2Fclaviger-system.svc%3A{}%2F.default",
         server.address.port()
     );
     let head =

@@ -8,10 +8,7 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use claviger::server::settings::EXCHANGE;
-use k8s_openapi::api::{
-    authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::{ConfigMap, Secret, ServiceAccount},
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kube::{
     Api,
     api::{ObjectMeta, PostParams},
@@ -48,20 +45,7 @@ const FIELDS: [&str; 11] = [
 
 /// The token of a ServiceAccount for an audience.
 async fn token(space: &Space, namespace: &str, name: &str, audience: &str) -> String {
-    let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: vec![audience.to_owned()],
-            expiration_seconds: Some(3600),
-            ..TokenRequestSpec::default()
-        },
-        ..TokenRequest::default()
-    };
-    let accounts = Api::<ServiceAccount>::namespaced(space.client.clone(), namespace);
-    let granted = accounts
-        .create_token_request(name, &PostParams::default(), &request)
-        .await
-        .unwrap();
-    granted.status.unwrap().token
+    server::token_for(&space.client, namespace, name, audience).await
 }
 
 fn form<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {

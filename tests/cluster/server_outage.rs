@@ -26,7 +26,6 @@ use claviger::{
 use http::Method;
 use jiff::SignedDuration;
 use k8s_openapi::api::{
-    authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{ConfigMap, Secret, ServiceAccount},
     rbac::v1::RoleBinding,
 };
@@ -103,21 +102,8 @@ impl<'a> Caller<'a> {
 
     /// A token such as the pod's file has; another at each call.
     async fn assertion(&self, account: &str) -> String {
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: vec![EXCHANGE.to_owned()],
-                expiration_seconds: Some(3600),
-                ..TokenRequestSpec::default()
-            },
-            ..TokenRequest::default()
-        };
-        let accounts =
-            Api::<ServiceAccount>::namespaced(self.space.client.clone(), &self.space.name);
-        let granted = accounts
-            .create_token_request(account, &PostParams::default(), &request)
-            .await
-            .unwrap();
-        granted.status.unwrap().token
+        let space = &self.space;
+        server::token_for(&space.client, &space.name, account, EXCHANGE).await
     }
 
     async fn send(&self, server: &Server, head: &str, body: &str) -> Result<Answer, String> {

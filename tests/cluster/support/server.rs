@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use kube::Client;
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::ServiceAccount,
+};
+use kube::{Api, Client, api::PostParams};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -247,6 +251,29 @@ fn spawn(args: &[String], kubeconfig: &Path, log: &Path) -> Child {
         .kill_on_drop(true)
         .spawn()
         .unwrap()
+}
+
+/// A token of a ServiceAccount for this audience, such as the file of a pod has; another at each call.
+pub(crate) async fn token_for(
+    client: &Client,
+    namespace: &str,
+    account: &str,
+    audience: &str,
+) -> String {
+    let request = TokenRequest {
+        spec: TokenRequestSpec {
+            audiences: vec![audience.to_owned()],
+            expiration_seconds: Some(3600),
+            ..TokenRequestSpec::default()
+        },
+        ..TokenRequest::default()
+    };
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
+    let granted = accounts
+        .create_token_request(account, &PostParams::default(), &request)
+        .await
+        .unwrap();
+    granted.status.unwrap().token
 }
 
 /// What a client trusts that trusts these certificates and no others.
